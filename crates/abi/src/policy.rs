@@ -1,0 +1,194 @@
+//! The policy as the hypervisor receives it. People write TOML; the `ravelin` command turns it
+//! into this record.
+
+use crate::event::{Verdict, ViolationKind};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// First eight bytes of the record.
+pub const MAGIC: [u8; 8] = *b"RVPOLICY";
+/// Version of this layout.
+pub const VERSION: u32 = 1;
+
+/// How user execution and supervisor execution are told apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum SupervisorExec {
+    /// Not at all: one nested table. Locked pages cannot be written; any page can be executed.
+    Off = 0,
+    /// Two nested tables, switched by the execute fault.
+    Views = 1,
+}
+
+/// What may become code after the lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Modules {
+    /// Nothing.
+    Deny = 0,
+    /// A page that the guest maps read-only and executable in its module range, with no writable
+    /// alias. Nobody vouched for its bytes.
+    Unauthenticated = 1,
+}
+
+/// The policy record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Record {
+    /// [`MAGIC`].
+    pub magic: [u8; 8],
+    /// [`VERSION`].
+    pub version: u32,
+    /// A [`SupervisorExec`].
+    pub supervisor_exec: u8,
+    /// A [`Modules`].
+    pub modules: u8,
+    /// 1: show Ravelin's CPUID leaves, at the price of an exit per CPUID instruction.
+    pub announce: u8,
+    /// Always 0.
+    pub reserved: u8,
+    /// A [`Verdict`] per [`ViolationKind`].
+    pub reactions: [u8; 16],
+    /// [`crate::digest`] of everything before this field.
+    pub digest: u64,
+}
+
+/// A policy whose every field was checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// See [`SupervisorExec`].
+    pub supervisor_exec: SupervisorExec,
+    /// See [`Modules`].
+    pub modules: Modules,
+    /// Whether CPUID tells the guest about Ravelin.
+    pub announce: bool,
+    /// The reaction to each kind of violation, by its number.
+    pub reactions: [Verdict; ViolationKind::COUNT],
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            supervisor_exec: SupervisorExec::Views,
+            modules: Modules::Unauthenticated,
+            announce: false,
+            reactions: [Verdict::Deny; ViolationKind::COUNT],
+        }
+    }
+}
+
+/// Why a record is no policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PolicyError {
+    /// Shorter or longer than a record, or without its magic number.
+    NotAPolicy,
+    /// Another version of the layout.
+    Version(u32),
+    /// The digest does not match: the record is damaged.
+    Damaged,
+    /// A field has a value that stands for nothing.
+    Value,
+}
+
+impl Policy {
+    /// The reaction to `kind`.
+    pub fn reaction(&self, kind: ViolationKind) -> Verdict {
+        self.reactions.get(kind as usize).copied().unwrap_or(Verdict::Deny)
+    }
+
+    /// Reads and checks a record.
+    ///
+    /// # Errors
+    /// See [`PolicyError`]; no field of a bad record is used.
+    pub fn parse(bytes: &[u8]) -> Result<Self, PolicyError> {
+        let record = Record::read_from_bytes(bytes).map_err(|_| PolicyError::NotAPolicy)?;
+        if record.magic != MAGIC {
+            return Err(PolicyError::NotAPolicy);
+        }
+        if record.version != VERSION {
+            return Err(PolicyError::Version(record.version));
+        }
+        if record.digest != record.expected_digest() {
+            return Err(PolicyError::Damaged);
+        }
+        let mut policy = Self {
+            supervisor_exec: match record.supervisor_exec {
+                0 => SupervisorExec::Off,
+                1 => SupervisorExec::Views,
+                _ => return Err(PolicyError::Value),
+            },
+            modules: match record.modules {
+                0 => Modules::Deny,
+                1 => Modules::Unauthenticated,
+                _ => return Err(PolicyError::Value),
+            },
+            announce: match record.announce {
+                0 => false,
+                1 => true,
+                _ => return Err(PolicyError::Value),
+            },
+            reactions: [Verdict::Deny; ViolationKind::COUNT],
+        };
+        for (reaction, number) in policy.reactions.iter_mut().zip(record.reactions) {
+            *reaction = Verdict::from_number(number).ok_or(PolicyError::Value)?;
+        }
+        Ok(policy)
+    }
+
+    /// The record that [`Policy::parse`] reads back as `self`.
+    pub fn to_record(&self) -> Record {
+        let mut record = Record {
+            magic: MAGIC,
+            version: VERSION,
+            supervisor_exec: self.supervisor_exec as u8,
+            modules: self.modules as u8,
+            announce: u8::from(self.announce),
+            reserved: 0,
+            reactions: [0; 16],
+            digest: 0,
+        };
+        for (number, reaction) in record.reactions.iter_mut().zip(self.reactions) {
+            *number = reaction as u8;
+        }
+        record.digest = record.expected_digest();
+        record
+    }
+}
+
+impl Record {
+    fn expected_digest(&self) -> u64 {
+        let bytes = self.as_bytes();
+        crate::digest(bytes.get(..bytes.len() - size_of::<u64>()).unwrap_or_default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_policy_survives_the_trip() {
+        let mut policy = Policy { announce: true, ..Policy::default() };
+        policy.reactions[3] = Verdict::Stop;
+        assert_eq!(Policy::parse(policy.to_record().as_bytes()), Ok(policy));
+    }
+
+    #[test]
+    fn every_flipped_bit_is_noticed() {
+        let record = Policy::default().to_record();
+        for bit in 0..record.as_bytes().len() * 8 {
+            let mut bytes = record.as_bytes().to_owned_array();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert!(Policy::parse(&bytes).is_err(), "bit {bit}");
+        }
+        assert_eq!(Policy::parse(&record.as_bytes()[1..]), Err(PolicyError::NotAPolicy));
+    }
+
+    trait ToOwnedArray {
+        fn to_owned_array(&self) -> [u8; size_of::<Record>()];
+    }
+    impl ToOwnedArray for [u8] {
+        fn to_owned_array(&self) -> [u8; size_of::<Record>()] {
+            self.try_into().expect("length")
+        }
+    }
+}

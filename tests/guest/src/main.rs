@@ -1,0 +1,3 @@
+//! Init of the test initramfs.
+
+fn main() {}
