@@ -1,3 +1,17 @@
-//! Placeholder.
+//! Ravelin's hypervisor: boots first, moves a stock Linux kernel into a virtual machine and makes
+//! it keep its own promises. The only trusted code, and the only code with `unsafe`.
+//!
+//! A tour: [`boot`] from the loader to the guest's first instruction; [`svm`] the vCPU and its
+//! exits; [`vm`] the verdicts; [`memory`] what the hypervisor maps, and how it reaches what it does
+//! not; [`cpu`] what a CPU is; [`report`] events.
 
-fn main() {}
+#![no_std]
+#![no_main]
+
+mod boot;
+mod cpu;
+mod memory;
+mod report;
+mod runtime;
+mod svm;
+mod vm;

@@ -12,6 +12,9 @@ pub mod hypercall;
 pub mod manifest;
 pub mod policy;
 
+/// Ravelin runs on at most this many CPUs.
+pub const MAX_CPUS: usize = 16;
+
 /// The digest used where a record must be recognised and accidental damage found: XXH64, seed 0.
 /// It is no defence against somebody who can choose the bytes; measured boot is.
 pub fn digest(bytes: &[u8]) -> u64 {

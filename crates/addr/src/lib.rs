@@ -170,6 +170,13 @@ impl<S: Space> Frame<S> {
     }
 }
 
+impl Addr<GuestPhysical> {
+    /// The host address behind a guest address of the primary VM; see [`Frame::identity`].
+    pub const fn identity(self) -> Hpa {
+        Addr::new(self.0)
+    }
+}
+
 impl Frame<GuestPhysical> {
     /// The host frame behind a guest frame of the primary VM, whose second stage maps every
     /// guest frame to the host frame of the same number.

@@ -1,0 +1,171 @@
+//! The state of a guest page, and what the second stage allows on a page in each state.
+//!
+//! What always holds, in the kernel view: no page but a released one is both writable and
+//! executable. A locked page leaves its state by release only, and the hypervisor's own memory
+//! never changes state.
+
+use crate::Rights;
+
+/// What a guest page is. One byte, kept for every guest frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum PageState {
+    /// Data, the state of every guest page at start. The kernel may write, not execute it.
+    Data = 0,
+    /// Code that is not locked: boot code before its memory is freed, modules. A legitimate write
+    /// makes it data again.
+    Code = 1,
+    /// Kernel text. Written only by the hypervisor, at patch sites.
+    LockedCode = 2,
+    /// Read-only data of the kernel.
+    LockedReadOnly = 3,
+    /// A violation on it was answered `log`: nothing is enforced any more.
+    Released = 4,
+    /// The hypervisor's memory: mapped for no guest.
+    Own = 5,
+}
+
+/// Which second-stage table is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum View {
+    /// In force while the guest runs its kernel.
+    Kernel,
+    /// In force while the guest runs user code.
+    User,
+    /// The only one, where user and supervisor execution are not told apart.
+    Single,
+}
+
+impl PageState {
+    /// Every state, by number.
+    pub const ALL: [Self; 6] =
+        [Self::Data, Self::Code, Self::LockedCode, Self::LockedReadOnly, Self::Released, Self::Own];
+
+    /// The state with this number.
+    pub fn from_number(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| *state as u8 == number)
+    }
+
+    /// Whether the guest may never write the page by itself again.
+    pub const fn is_locked(self) -> bool {
+        matches!(self, Self::LockedCode | Self::LockedReadOnly)
+    }
+
+    /// Whether the change from `self` to `to` exists at all; staying is no change and is allowed.
+    /// Who may ask for it, and when, is decided elsewhere.
+    pub const fn may_become(self, to: Self) -> bool {
+        use PageState::{Code, Data, LockedCode, LockedReadOnly, Own, Released};
+        match (self, to) {
+            (Own, Own) => true,
+            (Own, _) | (_, Own) => false,
+            // Promotion, demotion, the lock. Code never turns into locked data directly, because
+            // it might still be executed.
+            (Data, Data | Code | LockedCode | LockedReadOnly | Released)
+            | (Code, Data | Code | LockedCode | Released)
+            | (LockedCode, LockedCode | Released)
+            | (LockedReadOnly, LockedReadOnly | Released)
+            | (Released, Released) => true,
+            (Code, LockedReadOnly) | (LockedCode | LockedReadOnly | Released, _) => false,
+        }
+    }
+}
+
+impl From<PageState> for u8 {
+    fn from(state: PageState) -> Self {
+        state as Self
+    }
+}
+
+impl TryFrom<u8> for PageState {
+    type Error = ();
+    fn try_from(number: u8) -> Result<Self, ()> {
+        Self::from_number(number).ok_or(())
+    }
+}
+
+/// What the second stage allows on a page in `state`.
+pub const fn second_stage(state: PageState, view: View) -> Rights {
+    const R: Rights = Rights::READ;
+    const RW: Rights = R.union(Rights::WRITE);
+    const RX: Rights = R.union(Rights::EXECUTE);
+    const RWX: Rights = Rights::all();
+    match (state, view) {
+        (PageState::Own, _) => Rights::empty(),
+        (PageState::Released, _) => RWX,
+        (PageState::Data, View::Kernel) => RW,
+        (PageState::Data, View::User | View::Single) => RWX,
+        // User code must leave the user view to run kernel code: the fault switches views.
+        (PageState::Code | PageState::LockedCode, View::User) => R,
+        (PageState::Code | PageState::LockedCode, View::Kernel | View::Single) => RX,
+        (PageState::LockedReadOnly, View::Kernel) => R,
+        // The vDSO, user code, lies in the kernel's read-only-after-init data.
+        (PageState::LockedReadOnly, View::User | View::Single) => RX,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::string::String;
+
+    fn text(rights: Rights) -> String {
+        let letter = |right, letter| if rights.contains(right) { letter } else { '-' };
+        [letter(Rights::READ, 'R'), letter(Rights::WRITE, 'W'), letter(Rights::EXECUTE, 'X')]
+            .into_iter()
+            .collect()
+    }
+
+    #[test]
+    fn the_whole_table() {
+        let table = [
+            (PageState::Data, ["RW-", "RWX", "RWX"]),
+            (PageState::Code, ["R-X", "R--", "R-X"]),
+            (PageState::LockedCode, ["R-X", "R--", "R-X"]),
+            (PageState::LockedReadOnly, ["R--", "R-X", "R-X"]),
+            (PageState::Released, ["RWX", "RWX", "RWX"]),
+            (PageState::Own, ["---", "---", "---"]),
+        ];
+        assert_eq!(table.map(|(state, _)| state), PageState::ALL);
+        for (state, expected) in table {
+            let views = [View::Kernel, View::User, View::Single];
+            assert_eq!(views.map(|view| text(second_stage(state, view))), expected, "{state:?}");
+        }
+    }
+
+    #[test]
+    fn the_kernel_writes_and_executes_no_page_unless_it_was_released() {
+        for state in PageState::ALL {
+            let rights = second_stage(state, View::Kernel);
+            let both = rights.contains(Rights::WRITE | Rights::EXECUTE);
+            assert_eq!(both, state == PageState::Released);
+        }
+    }
+
+    #[test]
+    fn locked_pages_are_writable_in_no_view() {
+        for state in PageState::ALL.into_iter().filter(|state| state.is_locked()) {
+            for view in [View::Kernel, View::User, View::Single] {
+                assert!(!second_stage(state, view).contains(Rights::WRITE));
+            }
+        }
+    }
+
+    #[test]
+    fn the_whole_relation() {
+        // Rows: from; columns: to; both in the order of `ALL`.
+        let relation = ["yyyyy-", "yyy-y-", "--y-y-", "---yy-", "----y-", "-----y"];
+        for (from, row) in PageState::ALL.into_iter().zip(relation) {
+            for (to, cell) in PageState::ALL.into_iter().zip(row.chars()) {
+                assert_eq!(from.may_become(to), cell == 'y', "{from:?} to {to:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_name_states() {
+        for number in 0..=u8::MAX {
+            let state = PageState::from_number(number);
+            assert_eq!(state.map(|state| state as u8), (number < 6).then_some(number));
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! Entry formats: how a leaf or a link to a table is written down in 64 bits, and read back.
+//!
+//! A format knows nothing of tables; it turns values into entries and entries into values.
+//! Reading back ignores what hardware itself sets in an entry (accessed, dirty).
+
+mod npt;
+mod x86_64;
+
+use addr::{Hfn, Space};
+use core::fmt::Debug;
+
+pub use npt::{Npt, NptRights};
+pub use x86_64::{HostRights, X86_64};
+
+/// Bits 12 to 51: the physical address in an entry of every format.
+pub(crate) const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+
+/// What a table's entries span: a table of level `Page4K` has entries of 4 KiB each.
+/// Leaves exist at the lowest three levels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Level {
+    /// 4 KiB per entry; always leaves.
+    Page4K = 1,
+    /// 2 MiB per entry.
+    Page2M = 2,
+    /// 1 GiB per entry.
+    Page1G = 3,
+    /// 512 GiB per entry; never leaves. The level of the root.
+    Top = 4,
+}
+
+impl Level {
+    /// log2 of the 4 KiB frames that an entry spans: 0, 9, 18 or 27.
+    pub const fn frame_shift(self) -> u32 {
+        9 * (self as u32 - 1)
+    }
+    /// log2 of the bytes that an entry spans: 12, 21, 30 or 39.
+    pub const fn shift(self) -> u32 {
+        addr::PAGE_SHIFT + self.frame_shift()
+    }
+    /// 4 KiB frames that an entry spans.
+    pub const fn frames(self) -> u64 {
+        1 << self.frame_shift()
+    }
+    /// Level of the tables that entries of this level link to.
+    pub const fn below(self) -> Option<Self> {
+        match self {
+            Self::Top => Some(Self::Page1G),
+            Self::Page1G => Some(Self::Page2M),
+            Self::Page2M => Some(Self::Page4K),
+            Self::Page4K => None,
+        }
+    }
+    /// Index in a table of this level of the entry for a page, 0 to 511.
+    pub const fn index(self, page: u64) -> usize {
+        (page >> self.frame_shift() & crate::INDEX_MASK) as usize
+    }
+}
+
+/// What an entry says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry<R> {
+    /// Nothing is mapped here.
+    Empty,
+    /// The translation goes on in this table, one level below.
+    Table(Hfn),
+    /// The translation ends here.
+    Leaf {
+        /// First frame of the leaf, a multiple of the level's frames.
+        frame: Hfn,
+        /// Rights of all its pages.
+        rights: R,
+    },
+}
+
+/// A format of four-level tables of 512 entries with 48 bits of input.
+///
+/// An implementation upholds: `decode(leaf(f, l, r), l)` is the leaf again and
+/// `decode(table(t), l)` the table, whatever hardware does to accessed and dirty bits in between;
+/// entry 0 is `Empty`; at `Page4K` there is no table and at `Top` no leaf.
+pub trait Format: 'static {
+    /// The space that is translated; the result is always host-physical.
+    type Input: Space;
+    /// What a leaf allows.
+    type Rights: Copy + Eq + Debug;
+    /// Whether bit 47 of an input address is repeated above it (canonical addresses).
+    const SIGN_EXTENDED: bool;
+
+    /// The entry of a leaf. `frame` is a multiple of `level.frames()` below 2^40, and `level` is
+    /// at most `Page1G`.
+    fn leaf(frame: Hfn, level: Level, rights: Self::Rights) -> u64;
+    /// The entry that links to a table. It takes no right away: leaves alone decide.
+    fn table(frame: Hfn) -> u64;
+    /// What an entry of a table of level `level` says.
+    fn decode(entry: u64, level: Level) -> Entry<Self::Rights>;
+}
+
+/// The frame that an entry names.
+pub(crate) const fn frame_of(entry: u64) -> Hfn {
+    Hfn::new((entry & ADDRESS) >> addr::PAGE_SHIFT)
+}
+
+/// Bits that the AMD64 formats share (APM volume 2, section 5.3.3 and 5.4).
+pub(crate) mod bits {
+    pub const PRESENT: u64 = 1 << 0;
+    pub const WRITE: u64 = 1 << 1;
+    pub const USER: u64 = 1 << 2;
+    pub const WRITE_THROUGH: u64 = 1 << 3;
+    pub const CACHE_DISABLE: u64 = 1 << 4;
+    pub const ACCESSED: u64 = 1 << 5;
+    pub const DIRTY: u64 = 1 << 6;
+    pub const LARGE: u64 = 1 << 7;
+    pub const NO_EXECUTE: u64 = 1 << 63;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::vec;
+
+    const LEAF_LEVELS: [Level; 3] = [Level::Page4K, Level::Page2M, Level::Page1G];
+
+    fn entries_read_back<F: Format>(raw: u64, rights: F::Rights, hardware: u64) {
+        for level in LEAF_LEVELS {
+            let frame = Hfn::new(raw & !(level.frames() - 1));
+            let entry = F::leaf(frame, level, rights) | hardware;
+            assert_eq!(F::decode(entry, level), Entry::Leaf { frame, rights });
+        }
+        for level in [Level::Page2M, Level::Page1G, Level::Top] {
+            let entry = F::table(Hfn::new(raw)) | (hardware & bits::ACCESSED);
+            assert_eq!(F::decode(entry, level), Entry::Table(Hfn::new(raw)));
+        }
+        for level in [Level::Page4K, Level::Page2M, Level::Page1G, Level::Top] {
+            assert_eq!(F::decode(0, level), Entry::Empty);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn x86_64_entries_read_back(
+            raw in 0_u64..1 << 40,
+            rights in any::<[bool; 4]>(),
+            hardware in prop::sample::select(vec![0, bits::ACCESSED, bits::ACCESSED | bits::DIRTY]),
+        ) {
+            let [write, execute, user, uncached] = rights;
+            entries_read_back::<X86_64>(raw, HostRights { write, execute, user, uncached }, hardware);
+        }
+
+        #[test]
+        fn npt_entries_read_back(
+            raw in 0_u64..1 << 40,
+            rights in any::<[bool; 3]>(),
+            hardware in prop::sample::select(vec![0, bits::ACCESSED, bits::ACCESSED | bits::DIRTY]),
+        ) {
+            let [read, write, execute] = rights;
+            entries_read_back::<Npt>(raw, NptRights { read, write, execute }, hardware);
+        }
+    }
+}

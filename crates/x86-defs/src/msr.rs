@@ -1,0 +1,62 @@
+//! Model-specific registers (APM appendix A).
+
+/// Local APIC base and mode.
+pub const APIC_BASE: u32 = 0x1b;
+/// SYSENTER code selector.
+pub const SYSENTER_CS: u32 = 0x174;
+/// SYSENTER stack pointer.
+pub const SYSENTER_ESP: u32 = 0x175;
+/// SYSENTER entry point.
+pub const SYSENTER_EIP: u32 = 0x176;
+/// Page-attribute table.
+pub const PAT: u32 = 0x277;
+/// Interrupt command register in x2APIC mode.
+pub const X2APIC_ICR: u32 = 0x830;
+/// Extended features.
+pub const EFER: u32 = 0xc000_0080;
+/// SYSCALL and SYSRET selectors.
+pub const STAR: u32 = 0xc000_0081;
+/// SYSCALL entry point, 64-bit.
+pub const LSTAR: u32 = 0xc000_0082;
+/// SYSCALL entry point, compatibility mode.
+pub const CSTAR: u32 = 0xc000_0083;
+/// SYSCALL flag mask.
+pub const SFMASK: u32 = 0xc000_0084;
+/// SVM lock and disable bits.
+pub const VM_CR: u32 = 0xc001_0114;
+/// IGNNE.
+pub const IGNNE: u32 = 0xc001_0115;
+/// Where VMRUN saves the host's state.
+pub const VM_HSAVE_PA: u32 = 0xc001_0117;
+/// Key that unlocks VM_CR.
+pub const SVM_KEY: u32 = 0xc001_0118;
+
+/// EFER bits (APM 3.1.7).
+pub mod efer {
+    /// SYSCALL enabled.
+    pub const SCE: u64 = 1 << 0;
+    /// Long mode enabled.
+    pub const LME: u64 = 1 << 8;
+    /// Long mode active.
+    pub const LMA: u64 = 1 << 10;
+    /// No-execute enabled.
+    pub const NXE: u64 = 1 << 11;
+    /// Secure virtual machine enabled.
+    pub const SVME: u64 = 1 << 12;
+}
+
+/// APIC_BASE bits (APM 16.3.1, 16.9).
+pub mod apic_base {
+    /// x2APIC mode.
+    pub const EXTD: u64 = 1 << 10;
+    /// Enabled.
+    pub const ENABLE: u64 = 1 << 11;
+}
+
+/// VM_CR bits (APM 15.30.1).
+pub mod vm_cr {
+    /// The disable bit is locked.
+    pub const LOCK: u64 = 1 << 3;
+    /// SVM cannot be enabled.
+    pub const SVMDIS: u64 = 1 << 4;
+}

@@ -1,0 +1,93 @@
+//! Who gets which memory: the hypervisor's pool, and the memory map that the guest sees.
+
+use super::multiboot::{BootInfo, Region};
+use crate::memory::space;
+use addr::{FRAMES_PER_2M, FrameRange, HostPhysical, Hpa, PAGE_SIZE};
+use arrayvec::ArrayVec;
+
+/// The guest's memory map.
+pub type GuestMap = ArrayVec<Region, 96>;
+
+const MIB: u64 = 1 << 20;
+const FOUR_GIB: u64 = 1 << 32;
+/// Kind of a region that the guest must leave alone.
+const RESERVED: u32 = 2;
+
+/// Low memory that stays the guest's but reserved: edited ACPI tables, mailbox, first page tables.
+pub const LOW_RESERVED: core::ops::Range<u64> = 0x6_0000..0x6_8000;
+
+/// Chooses the pool: at the top of RAM below 4 GiB, in whole 2 MiB blocks, so that the guest's
+/// large leaves around it stay large.
+///
+/// It is large enough for everything that can be asked of it: two second-stage tables split down
+/// to 4 KiB everywhere (8 KiB per 2 MiB of RAM), two bytes of state per frame, and 16 MiB for the
+/// manifest, the CPUs and the tables of device memory.
+///
+/// # Errors
+/// There is no such place.
+pub fn choose_pool(info: &BootInfo) -> Result<FrameRange<HostPhysical>, &'static str> {
+    const TOO_SMALL: &str = "too little memory: Ravelin needs 16 MiB and 0.5 % of the machine's RAM in one piece below 4 GiB, clear of the boot modules";
+    let ram: u64 = info.regions.iter().filter(|r| r.is_ram()).map(|r| r.length).sum();
+    let wanted = (16 * MIB + ram / 2048 + ram / 256).next_multiple_of(2 * MIB);
+    let modules_end =
+        info.modules.iter().map(|module| module.start.raw() + module.length).max().unwrap_or(0);
+    let floor = modules_end.max(space::image().end.start().raw()).next_multiple_of(2 * MIB);
+    let top = info
+        .regions
+        .iter()
+        .filter(|region| region.is_ram() && region.start < FOUR_GIB)
+        .map(|region| (region.start, region.end().min(FOUR_GIB) & !(2 * MIB - 1)))
+        .max_by_key(|(_, end)| *end)
+        .ok_or(TOO_SMALL)?;
+    let start = top.1.checked_sub(wanted).ok_or(TOO_SMALL)?;
+    if start < top.0.max(floor) {
+        return Err(TOO_SMALL);
+    }
+    let pool = FrameRange::with_count(Hpa::new(start).frame(), wanted / PAGE_SIZE);
+    debug_assert!(pool.start.is_aligned(FRAMES_PER_2M));
+    Ok(pool)
+}
+
+/// The machine's memory map with the hypervisor's regions turned from RAM to reserved.
+///
+/// # Errors
+/// The map has too many entries.
+pub fn guest_map(info: &BootInfo, pool: FrameRange<HostPhysical>) -> Result<GuestMap, &'static str> {
+    let mut map: GuestMap = info.regions.iter().copied().collect();
+    let image = space::image();
+    for own in [
+        LOW_RESERVED,
+        image.start.start().raw()..image.end.start().raw(),
+        pool.start.start().raw()..pool.end.start().raw(),
+    ] {
+        let mut next = GuestMap::new();
+        for region in map {
+            carve(&mut next, region, &own).map_err(|_| "the memory map has too many entries")?;
+        }
+        map = next;
+    }
+    Ok(map)
+}
+
+/// Appends `region` with the part inside `own` marked as reserved.
+fn carve(
+    map: &mut GuestMap,
+    region: Region,
+    own: &core::ops::Range<u64>,
+) -> Result<(), arrayvec::CapacityError<Region>> {
+    let (start, end) = (region.start.max(own.start), region.end().min(own.end));
+    if start >= end || !region.is_ram() {
+        return map.try_push(region);
+    }
+    let pieces = [
+        (region.start, start, region.kind),
+        (start, end, RESERVED),
+        (end, region.end(), region.kind),
+    ];
+    for (start, end, kind) in pieces {
+        if start < end {
+            map.try_push(Region { start, length: end - start, kind })?;
+        }
+    }
+    Ok(())
+}

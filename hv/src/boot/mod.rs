@@ -1,0 +1,233 @@
+//! From the boot loader to the guest's first instruction.
+//!
+//! The first CPU checks the machine, takes memory, builds the hypervisor's page table, starts the
+//! other CPUs, loads the kernel and makes the VM. Anything that is not as it must be ends in a
+//! sentence on the event channel and a machine that powers off: nothing is started unprotected.
+
+mod acpi;
+mod layout;
+mod linux;
+mod multiboot;
+mod smp;
+
+use crate::cpu::{self, apic, instructions, tables};
+use crate::log;
+use crate::memory::physical::Physical;
+use crate::memory::pool::{self, Block, Tables};
+use crate::memory::space::{self, BootTables, CpuSpace};
+use crate::memory::window::Windows;
+use crate::report;
+use crate::svm::{self, Maps, Vcpu};
+use crate::vm::{Vm, memory::Memory, violation};
+use abi::Digest;
+use abi::event::ViolationKind;
+use abi::manifest::{Manifest, ManifestError};
+use abi::policy::{Policy, SupervisorExec};
+use addr::{FrameRange, Gfn, Gpa, GuestPhysical, Hfn, HostPhysical, PAGE_SIZE};
+use arrayvec::ArrayVec;
+use core::arch::global_asm;
+use linux::Start;
+use multiboot::{BootInfo, Module, Role};
+use spin::Once;
+
+global_asm!(include_str!("entry.s"), options(raw));
+
+/// What a CPU needs to become a vCPU.
+#[derive(Clone, Copy)]
+struct Shared {
+    root: Hfn,
+    maps: Maps,
+    vm: &'static Vm,
+}
+
+static SHARED: Once<Shared> = Once::new();
+
+/// The first CPU arrives here from `entry.s`.
+#[unsafe(no_mangle)]
+extern "C" fn boot_cpu_main(magic: u32, information: u64) -> ! {
+    report::initialise();
+    tables::fill_idt();
+    tables::load(0);
+    let Err(reason) = boot(magic, information);
+    report::fatal(format_args!("{reason}"))
+}
+
+type Reason = &'static str;
+
+fn boot(magic: u32, information: u64) -> Result<core::convert::Infallible, Reason> {
+    svm::check_support()?;
+    if !apic::is_usable() {
+        return Err("the local APIC is off, moved or in x2APIC mode; xAPIC mode is needed");
+    }
+    let info = multiboot::read(magic, information)?;
+    let pool = layout::choose_pool(&info)?;
+    let mut boot_tables = BootTables::new(pool);
+    let root = space::build(&mut boot_tables, pool).map_err(|_| NO_POOL)?.root();
+    let own = CpuSpace::new(&mut boot_tables, root).ok_or(NO_POOL)?;
+    own.activate();
+    pool::initialise(pool, boot_tables.used()).map_err(|_| NO_POOL)?;
+    // From here on guest RAM is reached through windows only.
+    let windows = Windows::new(&own);
+    let memory = Physical::new(&windows);
+    let kernel = info.module(Role::Kernel).ok_or("there is no kernel among the boot modules")?;
+    let policy = read_policy(memory, &info)?;
+    let manifest = read_manifest(memory, &info, kernel)?;
+    let map = layout::guest_map(&info, pool)?;
+    let machine = acpi::read_and_edit(memory)?;
+    let vm = make_vm(policy, manifest, &map, pool)?;
+    let maps = Maps::new().ok_or(NO_POOL)?;
+    SHARED.call_once(|| Shared { root, maps, vm });
+    cpu::shared(0).apic_id.store(apic::id(), core::sync::atomic::Ordering::Relaxed);
+    cpu::note_online();
+    smp::start_others(memory, &machine.apic_ids)?;
+    space::forget_boot_tables();
+    let start = linux::load(memory, &info, kernel, &map, &machine)?;
+    log!(
+        "Ravelin {} runs {} CPU(s); supervisor_exec = {}; pool of {} MiB at {:#x}, {} MiB free",
+        env!("CARGO_PKG_VERSION"),
+        cpu::online(),
+        if vm.has_views() { "views" } else { "off" },
+        pool.count() >> 8,
+        pool.start.start().raw(),
+        pool::available() >> 8,
+    );
+    let mut vcpu = Vcpu::new(0, vm, maps, windows).ok_or(NO_POOL)?;
+    enter_kernel(&mut vcpu, start)
+}
+
+const NO_POOL: Reason = "the pool is too small";
+
+fn enter_kernel(vcpu: &mut Vcpu, start: Start) -> ! {
+    let zero_page = start.zero_page.raw();
+    vcpu.reset_to(start.entry, zero_page, linux::GUEST_TABLES, linux::GUEST_GDT, linux::GUEST_STACK);
+    vcpu.run()
+}
+
+fn read_policy(memory: Physical<'_>, info: &BootInfo) -> Result<Policy, Reason> {
+    let Some(module) = info.module(Role::Policy) else { return Ok(Policy::default()) };
+    let mut bytes = [0; size_of::<abi::policy::Record>()];
+    if module.length != bytes.len() as u64 {
+        return Err("the policy is not a policy record: its length is wrong");
+    }
+    memory.read(module.start, &mut bytes)?;
+    Policy::parse(&bytes).map_err(|error| match error {
+        abi::policy::PolicyError::NotAPolicy => "the policy is not a policy record",
+        abi::policy::PolicyError::Version(_) => "the policy record is of another version",
+        abi::policy::PolicyError::Damaged => "the policy record is damaged",
+        abi::policy::PolicyError::Value => "the policy record has an unknown value",
+    })
+}
+
+/// Copies the manifest into the pool, then judges the copy.
+fn read_manifest(
+    memory: Physical<'_>,
+    info: &BootInfo,
+    kernel: Module,
+) -> Result<Manifest<'static>, Reason> {
+    let module = info
+        .module(Role::Manifest)
+        .ok_or("there is no manifest among the boot modules: make one with `ravelin prepare`")?;
+    if module.length > u64::from(abi::manifest::MAX_LENGTH) {
+        return Err("the manifest is too large");
+    }
+    let block = Block::take(module.length.div_ceil(PAGE_SIZE).max(1)).ok_or(NO_POOL)?;
+    let bytes = block.leak();
+    let length = usize::try_from(module.length).unwrap_or(0);
+    let bytes = bytes.get_mut(..length).ok_or("the manifest is empty")?;
+    memory.read(module.start, bytes)?;
+    let manifest = Manifest::parse(bytes).map_err(|error| match error {
+        ManifestError::NotAManifest => "the manifest is not a manifest",
+        ManifestError::Truncated => "the manifest is truncated",
+        ManifestError::Version(_) => "the manifest is of another version: prepare it anew",
+        ManifestError::Damaged => "the manifest is damaged: its digest does not match",
+        ManifestError::Malformed => "the manifest is malformed",
+    })?;
+    let mut digest = Digest::default();
+    memory.scan(kernel.start, kernel.length, |piece| {
+        digest.update(piece);
+        Ok(())
+    })?;
+    if manifest.belongs_to(kernel.length, digest.finish()) {
+        Ok(manifest)
+    } else {
+        Err("the manifest does not belong to this kernel: prepare it anew")
+    }
+}
+
+fn make_vm(
+    policy: Policy,
+    manifest: Manifest<'static>,
+    map: &layout::GuestMap,
+    pool: FrameRange<HostPhysical>,
+) -> Result<&'static Vm, Reason> {
+    let mut ram = ArrayVec::new();
+    let low = layout::LOW_RESERVED;
+    let reserved = FrameRange::new(Gpa::new(low.start).frame(), Gpa::new(low.end).frame());
+    let usable = map.iter().filter(|region| region.is_ram()).map(|region| {
+        let start = Gpa::new(region.start.next_multiple_of(PAGE_SIZE)).frame();
+        FrameRange::<GuestPhysical>::new(start, Gpa::new(region.end()).frame())
+    });
+    for range in usable.chain([reserved]).filter(|range| !range.is_empty()) {
+        ram.try_push(range).map_err(|_| "the memory map has too many entries")?;
+    }
+    let ram_end = ram.iter().map(|range| range.end.raw()).max().unwrap_or(0);
+    let ram_end = Gfn::new(ram_end.max(pool.end.raw()));
+    // 1 TiB holds every address of machines with 40 address bits, 64-bit PCI windows included.
+    let limit = Gfn::new((1_u64 << physical_address_bits().min(40)) / PAGE_SIZE);
+    let image = space::image();
+    let own = [image, pool]
+        .map(|range| FrameRange::new(Gfn::new(range.start.raw()), Gfn::new(range.end.raw())));
+    let two_views = policy.supervisor_exec == SupervisorExec::Views;
+    let memory = Memory::new(limit, ram_end, &own, two_views)?;
+    Ok(Vm::install(policy, manifest, ram, memory))
+}
+
+fn physical_address_bits() -> u32 {
+    instructions::cpuid(0x8000_0008, 0).eax & 0xff
+}
+
+/// The other CPUs arrive here from `entry.s`: each becomes a vCPU that waits at the mailbox.
+#[unsafe(no_mangle)]
+extern "C" fn application_cpu_main() -> ! {
+    let index = smp::own_index();
+    tables::load(index);
+    let vcpu = SHARED.get().copied().and_then(|shared| {
+        svm::check_support().ok()?;
+        let space = CpuSpace::new(&mut Tables, shared.root)?;
+        space.activate();
+        let windows = Windows::new(&space);
+        Vcpu::new(index, shared.vm, shared.maps, windows)
+    });
+    let Some(mut vcpu) = vcpu else {
+        report::fatal(format_args!("CPU {index} cannot run a guest"));
+    };
+    cpu::note_online();
+    let entry = wait_at_mailbox(&vcpu);
+    vcpu.reset_to(entry, 0, linux::GUEST_TABLES, linux::GUEST_GDT, linux::GUEST_STACK);
+    vcpu.run()
+}
+
+/// Waits until the guest names this CPU in the wake-up mailbox (ACPI 6.5, table 5.44).
+fn wait_at_mailbox(vcpu: &Vcpu) -> Gpa {
+    const COMMAND_WAKE_UP: u16 = 1;
+    let mailbox = acpi::MAILBOX.identity();
+    let own = apic::id();
+    loop {
+        let mut bytes = [0; 16];
+        // The mailbox is RAM that is not the hypervisor's.
+        let _ = vcpu.physical().read(mailbox, &mut bytes);
+        let [c0, c1, _, _, i0, i1, i2, i3, vector @ ..] = bytes;
+        let command = u16::from_le_bytes([c0, c1]);
+        if command == COMMAND_WAKE_UP && u32::from_le_bytes([i0, i1, i2, i3]) == own {
+            let _ = vcpu.physical().write(mailbox, &[0, 0]);
+            if !vcpu.vm.stage().is_armed() {
+                return Gpa::new(u64::from_le_bytes(vector));
+            }
+            // After the lock nobody starts a CPU at an address of his choice.
+            violation::report_without_address(vcpu, ViolationKind::CpuEscape);
+        }
+        for _ in 0..1000 {
+            core::hint::spin_loop();
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! Physical memory beyond the hypervisor's own, byte by byte through windows. Used at boot, when
+//! the memory is nobody's yet, and for the guest's memory after its addresses were checked.
+
+use super::window::Windows;
+use addr::{Hpa, PAGE_SIZE};
+
+/// The memory that `windows` can be opened on.
+#[derive(Clone, Copy)]
+pub struct Physical<'a> {
+    windows: &'a Windows,
+}
+
+/// A frame could not be reached: it is the hypervisor's own.
+#[derive(Clone, Copy, Debug)]
+pub struct Unreachable;
+
+impl<'a> Physical<'a> {
+    /// Access through the calling CPU's windows.
+    pub const fn new(windows: &'a Windows) -> Self {
+        Self { windows }
+    }
+
+    /// Copies bytes out.
+    pub fn read(self, start: Hpa, buffer: &mut [u8]) -> Result<(), Unreachable> {
+        let mut done = 0;
+        while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
+            let at = start.plus(done as u64);
+            done += self.windows.open(at.frame()).ok_or(Unreachable)?.read(at.offset(), rest);
+        }
+        Ok(())
+    }
+
+    /// Copies bytes in.
+    pub fn write(self, start: Hpa, bytes: &[u8]) -> Result<(), Unreachable> {
+        let mut done = 0;
+        while let Some(rest) = bytes.get(done..).filter(|rest| !rest.is_empty()) {
+            let at = start.plus(done as u64);
+            done += self.windows.open(at.frame()).ok_or(Unreachable)?.write(at.offset(), rest);
+        }
+        Ok(())
+    }
+
+    /// Zeroes whole frames.
+    pub fn clear(self, start: Hpa, length: u64) -> Result<(), Unreachable> {
+        for offset in (0..length).step_by(PAGE_SIZE as usize) {
+            self.windows.open(start.plus(offset).frame()).ok_or(Unreachable)?.clear();
+        }
+        Ok(())
+    }
+
+    /// Copies `length` bytes from one place to another that does not overlap it.
+    pub fn copy(self, from: Hpa, to: Hpa, length: u64) -> Result<(), Unreachable> {
+        let mut done = 0;
+        self.scan(from, length, |piece| {
+            let written = self.write(to.plus(done), piece);
+            done += piece.len() as u64;
+            written
+        })
+    }
+
+    /// Shows `length` bytes to `watch`, piece by piece.
+    pub fn scan(
+        self,
+        from: Hpa,
+        length: u64,
+        mut watch: impl FnMut(&[u8]) -> Result<(), Unreachable>,
+    ) -> Result<(), Unreachable> {
+        let mut buffer = [0; PAGE_SIZE as usize];
+        let mut done = 0;
+        while done < length {
+            let count = (length - done).min(PAGE_SIZE) as usize;
+            let Some(piece) = buffer.get_mut(..count) else { break };
+            self.read(from.plus(done), piece)?;
+            watch(piece)?;
+            done += count as u64;
+        }
+        Ok(())
+    }
+
+    /// Reads a little-endian `u32`.
+    pub fn read_u32(self, at: Hpa) -> Result<u32, Unreachable> {
+        let mut bytes = [0; 4];
+        self.read(at, &mut bytes)?;
+        Ok(u32::from_le_bytes(bytes))
+    }
+
+    /// Writes a little-endian `u64`.
+    pub fn write_u64(self, at: Hpa, value: u64) -> Result<(), Unreachable> {
+        self.write(at, &value.to_le_bytes())
+    }
+}

@@ -1,0 +1,49 @@
+//! What CPUID tells a guest when the policy announces Ravelin: the CPU's own answers without SVM,
+//! and a hypervisor leaf of its own. Without `announce` the instruction does not exit at all.
+
+use crate::cpu::instructions::{CpuidResult, cpuid};
+use x86_defs::cr4;
+
+const FEATURES: u32 = 1;
+const EXTENDED_FEATURES: u32 = 7;
+const AMD_FEATURES: u32 = 0x8000_0001;
+const SVM_FEATURES: u32 = 0x8000_000a;
+/// First of the leaves that belong to the hypervisor.
+const HYPERVISOR: u32 = 0x4000_0000;
+const HYPERVISOR_LAST: u32 = 0x4000_ffff;
+
+/// The answer to CPUID with EAX = `leaf`, ECX = `subleaf` in a guest with this CR4.
+pub fn answer(leaf: u32, subleaf: u32, guest_cr4: u64) -> CpuidResult {
+    if (HYPERVISOR..=HYPERVISOR_LAST).contains(&leaf) {
+        return hypervisor_leaf(leaf);
+    }
+    let mut answer = cpuid(leaf, subleaf);
+    match leaf {
+        // Two bits mirror the CR4 of who executes CPUID, which is the hypervisor here.
+        FEATURES => set_bit(&mut answer.ecx, 27, guest_cr4 & cr4::OSXSAVE != 0),
+        EXTENDED_FEATURES if subleaf == 0 => {
+            set_bit(&mut answer.ecx, 4, guest_cr4 & cr4::PKE != 0);
+        }
+        AMD_FEATURES => set_bit(&mut answer.ecx, 2, false),
+        SVM_FEATURES => answer = CpuidResult { eax: 0, ebx: 0, ecx: 0, edx: 0 },
+        _ => {}
+    }
+    answer
+}
+
+fn set_bit(register: &mut u32, bit: u32, value: bool) {
+    *register = *register & !(1 << bit) | u32::from(value) << bit;
+}
+
+fn hypervisor_leaf(leaf: u32) -> CpuidResult {
+    let text = |bytes: &[u8; 4]| u32::from_le_bytes(*bytes);
+    match leaf {
+        HYPERVISOR => CpuidResult {
+            eax: HYPERVISOR,
+            ebx: text(b"Rave"),
+            ecx: text(b"linR"),
+            edx: text(b"avel"),
+        },
+        _ => CpuidResult { eax: 0, ebx: 0, ecx: 0, edx: 0 },
+    }
+}

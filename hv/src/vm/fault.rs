@@ -1,0 +1,187 @@
+//! Second-stage faults: the verdict on an access that a page's state does not allow.
+
+use super::violation::{Attempt, is_let_through};
+use super::memory::Memory;
+use super::{Stage, guest, learn, lock, promote, text};
+use crate::cpu::{apic, instructions};
+use crate::memory::space;
+use crate::svm::Vcpu;
+use abi::event::ViolationKind;
+use abi::hypercall::Counter;
+use addr::{FrameRange, Gpa};
+use integrity::state::{PageState, View};
+use x86_decode::Operation;
+
+/// What the CPU says of the access.
+#[derive(Clone, Copy, Debug)]
+pub struct Access {
+    /// Where it went.
+    pub gpa: Gpa,
+    /// There is a translation, but not with the right that was needed.
+    pub present: bool,
+    /// It was an instruction fetch.
+    pub fetch: bool,
+    /// It was made by the guest's own page walk, not by its instruction.
+    pub table_walk: bool,
+}
+
+/// Handles a fault: after it the guest retries, goes on behind the instruction, or takes #GP.
+pub fn handle(vcpu: &mut Vcpu, access: Access) {
+    if !access.present {
+        vcpu.shared().count(Counter::NestedFault);
+        unmapped(vcpu, access);
+    } else if access.fetch && !access.table_walk {
+        fetch(vcpu, access);
+    } else {
+        vcpu.shared().count(Counter::NestedFault);
+        write(vcpu, access);
+    }
+}
+
+/// Nothing is mapped there: the hypervisor's memory, or the end of the physical address space.
+fn unmapped(vcpu: &mut Vcpu, access: Access) {
+    let (gva, size, new) = match guest::fetch(vcpu).map(|instruction| instruction.operation) {
+        _ if access.fetch || access.table_walk => (vcpu.rip(), 0, 0),
+        Some(Operation::Store { address, size, value }) => (addr::Gva::new(address), size, value),
+        _ => (addr::Gva::new(abi::event::NO_ADDRESS), 0, 0),
+    };
+    let attempt = Attempt {
+        gva: Some(gva),
+        gpa: Some(access.gpa),
+        size: u32::from(size),
+        new,
+        ..Attempt::new(ViolationKind::OwnMemory)
+    };
+    // There is nothing that could be let through: a policy of `log` reports and refuses.
+    if is_let_through(vcpu, attempt) {
+        vcpu.inject(crate::svm::EventInjection::GENERAL_PROTECTION);
+    }
+}
+
+fn fetch(vcpu: &mut Vcpu, access: Access) {
+    let vm = vcpu.vm;
+    if vm.stage() == Stage::Boot {
+        vcpu.shared().count(Counter::NestedFault);
+        return if vcpu.cpl() == 3 { lock::arm(vcpu) } else { learn::allow(vcpu, access.gpa) };
+    }
+    let state = vm.memory.lock().state(access.gpa.frame());
+    let wanted = match state {
+        Some(PageState::Code | PageState::LockedCode) => View::Kernel,
+        Some(PageState::Data | PageState::LockedReadOnly) if vcpu.cpl() == 3 => View::User,
+        Some(PageState::Released) => vcpu.view(),
+        _ => {
+            vcpu.shared().count(Counter::NestedFault);
+            return promote::on_execution(vcpu, access.gpa);
+        }
+    };
+    if vm.has_views() && vcpu.view() != wanted {
+        vcpu.shared().count(Counter::ViewSwitch);
+        vcpu.set_view(wanted);
+    } else {
+        // Another CPU has just allowed it.
+        vcpu.shared().count(Counter::NestedFault);
+        vcpu.request_flush();
+    }
+}
+
+fn write(vcpu: &mut Vcpu, access: Access) {
+    let frame = access.gpa.frame();
+    if frame == Gpa::new(apic::BASE).frame() {
+        return apic_write(vcpu, access);
+    }
+    let vm = vcpu.vm;
+    let mut memory = vm.memory.lock();
+    match memory.state(frame) {
+        Some(PageState::LockedCode) if !access.table_walk => text::write(vcpu, &mut memory, access.gpa),
+        Some(PageState::LockedCode) => {
+            drop(memory);
+            refuse(vcpu, access, ViolationKind::WriteText);
+        }
+        Some(PageState::LockedReadOnly) => {
+            drop(memory);
+            refuse(vcpu, access, ViolationKind::WriteRodata);
+        }
+        Some(PageState::Code) => promote::demote(vcpu, &mut memory, frame),
+        // Another CPU has just allowed it.
+        _ => vcpu.request_flush(),
+    }
+}
+
+/// Reports a write to a locked page; if the policy only logs, gives the page free.
+pub fn refuse(vcpu: &mut Vcpu, access: Access, kind: ViolationKind) {
+    let operation = guest::fetch(vcpu).map(|instruction| instruction.operation);
+    let mut attempt = Attempt { gpa: Some(access.gpa), ..Attempt::new(kind) };
+    match operation {
+        _ if access.table_walk => {}
+        Some(Operation::Store { address, size, value }) => {
+            attempt.gva = Some(addr::Gva::new(address));
+            attempt.size = u32::from(size);
+            attempt.new = value;
+        }
+        Some(Operation::ReadModifyWrite { address, size }) => {
+            attempt.gva = Some(addr::Gva::new(address));
+            attempt.size = u32::from(size);
+        }
+        Some(Operation::StoreString { address, size, count, value, .. }) => {
+            attempt.gva = Some(addr::Gva::new(address));
+            attempt.size = u32::try_from(count.saturating_mul(u64::from(size))).unwrap_or(u32::MAX);
+            attempt.new = value;
+        }
+        _ => {}
+    }
+    attempt.old = old_value(vcpu, access.gpa);
+    if is_let_through(vcpu, attempt) {
+        release(vcpu, &mut vcpu.vm.memory.lock(), access.gpa);
+    }
+}
+
+/// Up to 8 bytes of what is at `gpa` now.
+pub fn old_value(vcpu: &Vcpu, gpa: Gpa) -> u64 {
+    let mut bytes = [0; 8];
+    if space::is_own(gpa.frame().identity()) {
+        return 0;
+    }
+    if let Some(window) = vcpu.windows.open(gpa.frame().identity()) {
+        window.read(gpa.offset(), &mut bytes);
+    }
+    u64::from_le_bytes(bytes)
+}
+
+/// Stops enforcing anything on a page, as a policy of `log` demands.
+pub fn release(vcpu: &mut Vcpu, memory: &mut Memory, gpa: Gpa) {
+    let page = FrameRange::with_count(gpa.frame(), 1);
+    // A frame with a state is mapped, and the pool holds all tables that can be needed. Device
+    // memory has no state; it stays as it is and the guest faults again.
+    let _ = memory.set_state(page, PageState::Released, lock::flusher(vcpu.vm, vcpu.index));
+    vcpu.request_flush();
+}
+
+/// A write to the local APIC's page: passed on, unless it would reset or start a CPU.
+fn apic_write(vcpu: &mut Vcpu, access: Access) {
+    vcpu.shared().count(Counter::ApicWrite);
+    let instruction = guest::fetch(vcpu);
+    let Some((length, value)) = instruction.and_then(|instruction| match instruction.operation {
+        Operation::Store { size: 4, value, .. } => Some((instruction.length, value)),
+        _ => None,
+    }) else {
+        let attempt = Attempt { gpa: Some(access.gpa), ..Attempt::new(ViolationKind::Undecodable) };
+        if is_let_through(vcpu, attempt) {
+            vcpu.inject(crate::svm::EventInjection::GENERAL_PROTECTION);
+        }
+        return;
+    };
+    let (register, value) = (access.gpa.offset() as u64, instructions::low_half(value));
+    if register == apic::register::ICR_LOW && apic::would_free_a_cpu(value) {
+        let attempt = Attempt {
+            gpa: Some(access.gpa),
+            size: 4,
+            new: u64::from(apic::read(apic::register::ICR_HIGH)) << 32 | u64::from(value),
+            ..Attempt::new(ViolationKind::CpuEscape)
+        };
+        // Dropped whatever the policy: a CPU outside the hypervisor would end all enforcement.
+        let _ = super::violation::report(vcpu, attempt);
+    } else {
+        apic::write(register, value);
+    }
+    vcpu.advance(length);
+}

@@ -1,0 +1,68 @@
+//! Reading the guest: its page tables, its memory, the instruction at its RIP.
+//!
+//! Everything read here can change at the next moment, and comes from somebody who may be hostile.
+//! Addresses are checked against the guest's RAM before a window is opened, so that neither device
+//! memory nor the hypervisor is ever touched on a guest's word.
+
+use super::Vm;
+use crate::memory::window::Windows;
+use crate::svm::Vcpu;
+use addr::{Gpa, Gva};
+use paging::Level;
+use paging::guest::{GuestRights, Translation, walk};
+use x86_decode::{Instruction, MAX_LENGTH, decode};
+
+/// Reads the aligned 8 bytes at `gpa` if that is RAM.
+fn read_entry(vm: &Vm, windows: &Windows, gpa: Gpa) -> Option<u64> {
+    let frame = gpa.frame();
+    if !vm.is_ram(frame) {
+        return None;
+    }
+    Some(windows.open(frame.identity())?.read_u64(gpa.offset()))
+}
+
+/// Copies a table page if it is RAM.
+pub fn read_table(vm: &Vm, windows: &Windows, gpa: Gpa, entries: &mut [u64; 512]) -> bool {
+    let frame = gpa.frame();
+    let window = if vm.is_ram(frame) { windows.open(frame.identity()) } else { None };
+    window.inspect(|window| window.read_entries(entries)).is_some()
+}
+
+/// Translates an address by the tables that the vCPU uses now; without paging, by itself.
+pub fn translate(vcpu: &Vcpu, gva: Gva) -> Option<Translation> {
+    let Some(levels) = vcpu.paging_levels() else {
+        let rights = GuestRights { write: true, user: true, execute: true };
+        let gpa = Gpa::new(gva.raw());
+        return Some(Translation { gpa, level: Level::Page2M, rights, entry: gpa });
+    };
+    let root = Gpa::new(vcpu.control_register(3));
+    walk(root, levels, gva, |at| read_entry(vcpu.vm, &vcpu.windows, at)).ok()
+}
+
+/// Copies bytes out of the guest's virtual memory, all or none.
+pub fn read(vcpu: &Vcpu, gva: Gva, buffer: &mut [u8]) -> Option<()> {
+    let read = read_some(vcpu, gva, buffer);
+    (read == buffer.len()).then_some(())
+}
+
+/// Copies bytes out of the guest's virtual memory up to the first that is not mapped RAM.
+fn read_some(vcpu: &Vcpu, gva: Gva, buffer: &mut [u8]) -> usize {
+    let mut done = 0;
+    while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
+        let at = gva.plus(done as u64);
+        let Some(gpa) = translate(vcpu, at).map(|translation| translation.gpa) else { break };
+        if !vcpu.vm.is_ram(gpa.frame()) {
+            break;
+        }
+        let Some(window) = vcpu.windows.open(gpa.frame().identity()) else { break };
+        done += window.read(gpa.offset(), rest);
+    }
+    done
+}
+
+/// The instruction at RIP, if it is one that the hypervisor must understand.
+pub fn fetch(vcpu: &Vcpu) -> Option<Instruction> {
+    let mut bytes = [0; MAX_LENGTH];
+    let count = read_some(vcpu, vcpu.rip(), &mut bytes);
+    decode(bytes.get(..count)?, &vcpu.registers())
+}

@@ -1,0 +1,30 @@
+//! Ravelin's hypercall ([`abi::hypercall`]): a guest, at any privilege level, reads counters.
+
+use super::Stage;
+use crate::cpu;
+use crate::memory::pool;
+use crate::report;
+use crate::svm::Vcpu;
+use abi::hypercall::{Counter, READ_COUNTER, UNKNOWN};
+
+/// Answers a hypercall; RIP is past it already.
+pub fn handle(vcpu: &mut Vcpu) {
+    let answer = match (vcpu.gpr(0), Counter::from_number(vcpu.gpr(3))) {
+        (READ_COUNTER, Some(counter)) => read(vcpu, counter),
+        _ => UNKNOWN,
+    };
+    vcpu.set_gpr(0, answer);
+}
+
+fn read(vcpu: &Vcpu, counter: Counter) -> u64 {
+    match counter {
+        Counter::LastEvent => report::last_sequence(),
+        Counter::Locked => match vcpu.vm.stage() {
+            Stage::Boot => 0,
+            Stage::Text => 1,
+            Stage::Full => 2,
+        },
+        Counter::OwnMemory => pool::region().start.start().raw(),
+        counted => cpu::total(counted),
+    }
+}

@@ -1,0 +1,145 @@
+//! The VM: everything above the vendor. What a guest page is, what a fault means, what is refused.
+//!
+//! Reading order: [`memory`] (second stage and page states), [`learn`] (before the lock), [`lock`],
+//! [`fault`] (the verdict on an access), [`promote`], [`text`] (patching), [`registers`] and
+//! [`pins`], [`violation`].
+
+pub mod cpuid;
+pub mod fault;
+pub mod guest;
+pub mod hypercall;
+pub mod learn;
+pub mod lock;
+pub mod memory;
+pub mod pins;
+pub mod promote;
+pub mod registers;
+pub mod shootdown;
+pub mod text;
+pub mod violation;
+
+use abi::manifest::Manifest;
+use abi::policy::{Policy, SupervisorExec};
+use addr::{FrameRange, Gfn, Gpa, GuestPhysical, Gva, Hfn};
+use arrayvec::ArrayVec;
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use integrity::state::View;
+use memory::Memory;
+use spin::Once;
+use spin::mutex::SpinMutex;
+
+/// How far the lock has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// The guest boots; nothing is enforced but its exclusion from the hypervisor's memory.
+    Boot,
+    /// Kernel text and registers are locked; the kernel has not yet made its data read-only.
+    Text,
+    /// Read-only data is locked as well.
+    Full,
+}
+
+impl Stage {
+    /// Whether enforcement has begun.
+    pub fn is_armed(self) -> bool {
+        self > Stage::Boot
+    }
+    /// Whether read-only data is still to be locked.
+    pub fn waits_for_rodata(self) -> bool {
+        self == Stage::Text
+    }
+}
+
+/// Where the kernel image is.
+#[derive(Clone, Copy, Debug)]
+pub struct KernelPlace {
+    /// Virtual address of `_text`.
+    pub gva: Gva,
+    /// Physical address of `_text`; the image is contiguous from there.
+    pub gpa: Gpa,
+}
+
+/// A virtual machine.
+pub struct Vm {
+    /// What the administrator wants.
+    pub policy: Policy,
+    /// What is known of its kernel.
+    pub manifest: Manifest<'static>,
+    /// Its RAM, without the hypervisor's parts.
+    pub ram: ArrayVec<FrameRange<GuestPhysical>, 96>,
+    /// Second stage and page states.
+    pub memory: SpinMutex<Memory>,
+    roots: [Hfn; 2],
+    stage: AtomicU32,
+    kernel: Once<KernelPlace>,
+    /// Counts changes of the second stage; see [`shootdown`].
+    generation: AtomicU64,
+    /// vCPUs stay out of the guest while this is set.
+    hold: AtomicBool,
+}
+
+static VM: Once<Vm> = Once::new();
+
+impl Vm {
+    /// Makes the primary VM.
+    pub fn install(
+        policy: Policy,
+        manifest: Manifest<'static>,
+        ram: ArrayVec<FrameRange<GuestPhysical>, 96>,
+        memory: Memory,
+    ) -> &'static Self {
+        let roots = [memory.root(View::Kernel), memory.root(View::User)];
+        VM.call_once(|| Self {
+            policy,
+            manifest,
+            ram,
+            memory: SpinMutex::new(memory),
+            roots,
+            stage: AtomicU32::new(Stage::Boot as u32),
+            kernel: Once::new(),
+            generation: AtomicU64::new(1),
+            hold: AtomicBool::new(false),
+        })
+    }
+
+    /// Whether user and supervisor execution are told apart.
+    pub fn has_views(&self) -> bool {
+        self.policy.supervisor_exec == SupervisorExec::Views
+    }
+
+    /// The view that a vCPU starts in.
+    pub fn first_view(&self) -> View {
+        if self.has_views() { View::Kernel } else { View::Single }
+    }
+
+    /// Root of a view's second-stage table.
+    pub fn root(&self, view: View) -> Hfn {
+        match view {
+            View::Kernel | View::Single => self.roots[0],
+            View::User => self.roots[1],
+        }
+    }
+
+    /// How far the lock has come.
+    pub fn stage(&self) -> Stage {
+        match self.stage.load(Ordering::Acquire) {
+            0 => Stage::Boot,
+            1 => Stage::Text,
+            _ => Stage::Full,
+        }
+    }
+
+    fn set_stage(&self, stage: Stage) {
+        self.stage.store(stage as u32, Ordering::Release);
+    }
+
+    /// Where the kernel image is, once known.
+    pub fn kernel(&self) -> Option<KernelPlace> {
+        self.kernel.get().copied()
+    }
+
+    /// Whether a frame is RAM of the guest.
+    pub fn is_ram(&self, frame: Gfn) -> bool {
+        self.ram.iter().any(|range| range.contains(frame))
+    }
+}

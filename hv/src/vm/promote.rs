@@ -1,0 +1,160 @@
+//! Code after the lock: pages that become code, and code that becomes data again.
+//!
+//! Promotion is one transaction: freeze (no CPU can write the pages any more), look at the guest's
+//! own tables (all aliases, after the freeze), judge, then make the pages code or undo the freeze.
+//! Whatever the guest does to its tables afterwards, the second stage keeps the pages from being
+//! written and executed at once.
+
+use super::guest;
+use super::lock::{flusher, survey};
+use super::memory::Memory;
+use super::violation::{Attempt, is_let_through};
+use super::{Stage, Vm, fault};
+use crate::report;
+use crate::svm::Vcpu;
+use abi::event::{Promotion, RecordKind, ViolationKind};
+use addr::{FrameRange, Gfn, Gpa, Gva, PAGE_SIZE};
+use integrity::Rights;
+use integrity::promote::{Authority, Candidate, CodeAuthority};
+use integrity::state::PageState;
+use zerocopy::IntoBytes;
+
+/// Most pages promoted in one transaction: 2 MiB.
+const MOST: u64 = 512;
+
+/// Pages that are contiguous in both address spaces.
+#[derive(Clone, Copy)]
+struct Run {
+    gva: Gva,
+    frames: FrameRange<addr::GuestPhysical>,
+}
+
+/// CPL 0 executes a page that is not code.
+pub fn on_execution(vcpu: &mut Vcpu, gpa: Gpa) {
+    let vm = vcpu.vm;
+    let mut memory = vm.memory.lock();
+    let frame = gpa.frame();
+    if memory.state(frame) == Some(PageState::Code) {
+        // Another CPU was faster.
+        return vcpu.request_flush();
+    }
+    if is_init_text(vm, gpa) && memory.state(frame) == Some(PageState::Data) {
+        let page = FrameRange::with_count(frame, 1);
+        let _ = memory.set_state(page, PageState::Code, flusher(vm, vcpu.index));
+        return vcpu.request_flush();
+    }
+    let promoted = run_around(vcpu, &memory, gpa).is_some_and(|run| promote(vcpu, &mut memory, run));
+    drop(memory);
+    vcpu.request_flush();
+    if promoted {
+        return;
+    }
+    let attempt = Attempt {
+        gva: Some(vcpu.rip()),
+        gpa: Some(gpa),
+        old: fault::old_value(vcpu, gpa),
+        ..Attempt::new(ViolationKind::Execute)
+    };
+    if is_let_through(vcpu, attempt) {
+        fault::release(vcpu, &mut vm.memory.lock(), gpa);
+    }
+}
+
+/// Whether the kernel still boots and `gpa` is its initialisation code.
+fn is_init_text(vm: &Vm, gpa: Gpa) -> bool {
+    let offset = vm.kernel().and_then(|kernel| gpa.raw().checked_sub(kernel.gpa.raw()));
+    vm.stage() == Stage::Text
+        && offset.is_some_and(|offset| vm.manifest.header().init_text.contains(offset))
+}
+
+/// The data pages around RIP that the guest maps executable and not writable, as far as they are
+/// contiguous.
+fn run_around(vcpu: &Vcpu, memory: &Memory, gpa: Gpa) -> Option<Run> {
+    let page = Gva::new(vcpu.rip().raw() & !(PAGE_SIZE - 1));
+    let fits = |distance: i64| {
+        let gva = Gva::new(page.raw().wrapping_add_signed(distance * PAGE_SIZE.cast_signed()));
+        let expected = Gfn::new(gpa.frame().raw().wrapping_add_signed(distance));
+        let translation = guest::translate(vcpu, gva)?;
+        let rights = translation.rights;
+        let same = translation.gpa.frame() == expected
+            && rights.execute
+            && !rights.write
+            && !rights.user
+            && memory.state(expected) == Some(PageState::Data);
+        same.then_some((gva, expected))
+    };
+    let (mut gva, mut first) = fits(0)?;
+    let mut count = 1;
+    for distance in 1..MOST.cast_signed() {
+        let Some((lower, frame)) = fits(-distance) else { break };
+        (gva, first) = (lower, frame);
+        count += 1;
+    }
+    for distance in 1..MOST.cast_signed() {
+        if count == MOST || fits(distance).is_none() {
+            break;
+        }
+        count += 1;
+    }
+    Some(Run { gva, frames: FrameRange::with_count(first, count) })
+}
+
+/// The transaction; says whether the pages are code now.
+fn promote(vcpu: &Vcpu, memory: &mut Memory, run: Run) -> bool {
+    let vm = vcpu.vm;
+    let Ok(()) = memory.freeze(run.frames, flusher(vm, vcpu.index)) else { return false };
+    let verdict = judge(vcpu, memory, run);
+    let state = match verdict {
+        Some(Authority::Promote { .. }) => PageState::Code,
+        _ => PageState::Data,
+    };
+    let Ok(()) = memory.set_state(run.frames, state, flusher(vm, vcpu.index)) else { return false };
+    let Some(Authority::Promote { authority }) = verdict else { return false };
+    let promotion = Promotion {
+        gva: run.gva.raw(),
+        gpa: run.frames.start.start().raw(),
+        pages: u32::try_from(run.frames.count()).unwrap_or(u32::MAX),
+        authority,
+    };
+    report::record(
+        RecordKind::Promoted,
+        promotion.as_bytes(),
+        format_args!("{} pages at {:#x} are code (unauthenticated)", promotion.pages, promotion.gva),
+    );
+    true
+}
+
+/// Counts all aliases of the frozen pages and asks the authority.
+fn judge(vcpu: &Vcpu, memory: &mut Memory, run: Run) -> Option<Authority> {
+    let counted = survey(vcpu, memory).ok()?;
+    let mut aliases = Rights::empty();
+    for frame in run.frames.iter() {
+        aliases |= counted.counters.collective(frame)?.rights();
+    }
+    let mut mapped = Rights::all();
+    for (frame, index) in run.frames.iter().zip(0..) {
+        let translation = guest::translate(vcpu, run.gva.plus(index * PAGE_SIZE))?;
+        if translation.gpa.frame() != frame {
+            return None;
+        }
+        mapped &= rights_of(translation.rights);
+    }
+    let length = run.frames.count() * PAGE_SIZE;
+    Some(vcpu.vm.policy.modules.judge(&Candidate { start: run.gva, length, mapped, aliases }))
+}
+
+/// What the guest's own tables allow a supervisor.
+pub fn rights_of(rights: paging::guest::GuestRights) -> Rights {
+    let mut all = Rights::READ;
+    all.set(Rights::WRITE, rights.write);
+    all.set(Rights::EXECUTE, rights.execute);
+    all
+}
+
+/// The guest writes a page of unlocked code: it is data from now on.
+pub fn demote(vcpu: &mut Vcpu, memory: &mut Memory, frame: Gfn) {
+    let page = FrameRange::with_count(frame, 1);
+    // The page has a state, so it is mapped, and the pool holds all tables that can be needed.
+    let _ = memory.set_state(page, PageState::Data, flusher(vcpu.vm, vcpu.index));
+    vcpu.request_flush();
+}

@@ -1,0 +1,76 @@
+//! Making every CPU forget what a second-stage table said before a change.
+//!
+//! `generation` counts changes. A CPU that enters the guest first says so (`in_guest`), then reads
+//! the generation, and flushes if it is news. The changing CPU counts first, then looks who is in
+//! the guest; those it interrupts with an NMI and waits until they have left or have entered anew.
+//! All four accesses are sequentially consistent, so at least one side sees the other. CPUs that
+//! are in the hypervisor need not answer: they cannot use the guest's translations, and cannot
+//! enter without the check. So nobody waits for a lock holder that waits for him.
+
+use super::Vm;
+use crate::cpu::{self, CpuShared, apic};
+use abi::MAX_CPUS;
+use core::sync::atomic::{AtomicU64, Ordering};
+use paging::Flushed;
+
+static SEEN: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS];
+
+/// Last step before VMRUN; says whether a flush is due. Waits while the VM is held.
+pub fn enter_guest(vm: &Vm, index: usize) -> bool {
+    let shared = cpu::shared(index);
+    loop {
+        shared.in_guest.store(true, Ordering::SeqCst);
+        if !vm.hold.load(Ordering::SeqCst) {
+            break;
+        }
+        shared.in_guest.store(false, Ordering::SeqCst);
+        while vm.hold.load(Ordering::SeqCst) {
+            core::hint::spin_loop();
+        }
+    }
+    let generation = vm.generation.load(Ordering::SeqCst);
+    let Some(seen) = SEEN.get(index) else { return true };
+    if seen.load(Ordering::Relaxed) == generation {
+        return false;
+    }
+    seen.store(generation, Ordering::SeqCst);
+    true
+}
+
+/// Waits until no CPU but the caller, which is in the hypervisor, can use a translation from
+/// before this call. The caller flushes at its own next entry by the same count.
+pub fn flush_all(vm: &Vm, caller: usize) -> Flushed {
+    let generation = vm.generation.fetch_add(1, Ordering::SeqCst) + 1;
+    wait_for_others(caller, |index| {
+        SEEN.get(index).is_none_or(|seen| seen.load(Ordering::SeqCst) >= generation)
+    });
+    Flushed::acknowledged()
+}
+
+/// Keeps all other vCPUs out of the guest until [`release`].
+pub fn hold(vm: &Vm, caller: usize) {
+    vm.hold.store(true, Ordering::SeqCst);
+    wait_for_others(caller, |_| false);
+}
+
+/// Lets the others go on.
+pub fn release(vm: &Vm) {
+    vm.hold.store(false, Ordering::SeqCst);
+}
+
+/// Interrupts every other CPU that may run the guest, and waits until it has left it or `passed`.
+fn wait_for_others(caller: usize, passed: impl Fn(usize) -> bool) {
+    let busy = |index: usize, cpu: &CpuShared| cpu.in_guest.load(Ordering::SeqCst) && !passed(index);
+    let others = || (0..cpu::online()).filter(move |index| *index != caller);
+    for index in others() {
+        let cpu = cpu::shared(index);
+        if busy(index, cpu) && !cpu.kicked.swap(true, Ordering::SeqCst) {
+            apic::send_nmi(cpu.apic_id.load(Ordering::Relaxed));
+        }
+    }
+    for index in others() {
+        while busy(index, cpu::shared(index)) {
+            core::hint::spin_loop();
+        }
+    }
+}
