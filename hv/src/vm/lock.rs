@@ -184,9 +184,7 @@ fn lock_text(vcpu: &Vcpu, memory: &mut Memory) -> Result<LockReport, &'static st
 
     let flush = || flusher(vm, vcpu.index);
     memory.withdraw_grants(flush()).map_err(|_| CHANGE)?;
-    if !vm.has_views() {
-        memory.open_for_execution(&vm.ram, flush()).map_err(|_| CHANGE)?;
-    }
+    memory.open_for_execution(&vm.ram, flush()).map_err(|_| CHANGE)?;
     memory.set_state(text, PageState::LockedCode, flush()).map_err(|_| CHANGE)?;
     report.text_frames = text.count();
 

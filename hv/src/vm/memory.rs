@@ -122,7 +122,8 @@ impl Memory {
         }
     }
 
-    /// Gives all of `ram` the rights of data in a single view.
+    /// Lets all of `ram`, which is data, be executed where data may be: in the user view, or in
+    /// the only one.
     ///
     /// # Errors
     /// Out of table pages.
@@ -131,9 +132,13 @@ impl Memory {
         ram: &[FrameRange<GuestPhysical>],
         mut flush: impl FnMut() -> Flushed,
     ) -> Result<(), PagingError> {
+        let (table, view) = match &mut self.user {
+            Some(user) => (user, View::User),
+            None => (&mut self.kernel, View::Single),
+        };
+        let rights = npt(second_stage(PageState::Data, view));
         for range in ram {
-            let rights = npt(second_stage(PageState::Data, View::Single));
-            self.kernel.protect(&mut Tables, *range, rights)?.release(&mut Tables, flush());
+            table.protect(&mut Tables, *range, rights)?.release(&mut Tables, flush());
         }
         Ok(())
     }

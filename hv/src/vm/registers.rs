@@ -194,9 +194,9 @@ pub fn descriptor_table(vcpu: &mut Vcpu) {
         Operation::LoadSelector { table, selector: operand } => {
             let Some(value) = selector(vcpu, operand) else { return };
             let (pin, number) = if table == Table::Ldtr { (pins.ldtr, 2) } else { (pins.tr, 3) };
-            // Loading another one would need its descriptor, which the guest can change at any
-            // time; a policy of `log` reports and the register keeps its value.
-            pin.allows(value) || {
+            // An allowed LLDT is skipped: the register has its value. LTR is never allowed, not
+            // even with the same selector: the descriptor behind it may be another by now.
+            (table == Table::Ldtr && pin.allows(value)) || {
                 let (old, new) = (u64::from(pin.selector), u64::from(value));
                 is_let_through(vcpu, attempt(ViolationKind::DescriptorTable, number, old, new))
             }
