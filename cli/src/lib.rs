@@ -1,1 +1,12 @@
-//! The `ravelin` command as a library, so that `xtask` drives the same code as a user does.
+//! What the `ravelin` command is made of. `xtask` boots its test machines through the same code:
+//! [`machine::Machine`] is one emulated machine, with or without Ravelin in it.
+
+pub mod cache;
+pub mod check;
+pub mod events;
+pub mod machine;
+pub mod policy;
+mod qemu;
+mod qmp;
+pub mod report;
+mod symbols;

@@ -1,3 +1,25 @@
 //! The `ravelin` command.
 
-fn main() {}
+mod args;
+mod prepare;
+mod run;
+
+use args::{Args, Command, PolicyCommand};
+use clap::Parser;
+use ravelin::policy;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let result = match Args::parse().command {
+        Command::Run(args) => run::run(&args),
+        Command::Prepare(args) => prepare::prepare(&args),
+        Command::Policy(PolicyCommand::Check { file }) => policy::load(&file).map(|policy| {
+            anstream::print!("{}", policy::to_toml(&policy));
+            ExitCode::SUCCESS
+        }),
+    };
+    result.unwrap_or_else(|error| {
+        anstream::eprintln!("ravelin: {error:#}");
+        ExitCode::from(2)
+    })
+}

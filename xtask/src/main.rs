@@ -1,3 +1,74 @@
-//! What a developer types.
+//! What a developer types: `cargo xtask demo`, `test`, `bench`, `packages`.
 
-fn main() {}
+mod bench;
+mod boot;
+mod build;
+mod demo;
+mod e2e;
+mod guest_image;
+mod judge;
+mod packages;
+mod probes;
+mod progress;
+mod refusals;
+mod shell;
+mod test;
+
+use clap::{Parser, Subcommand};
+use comfy_table::presets::UTF8_FULL_CONDENSED;
+use std::process::ExitCode;
+
+/// Builds, demonstrates, tests and measures Ravelin.
+#[derive(Parser)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+    /// Only list the packages that are missing; install nothing
+    #[arg(long, global = true)]
+    no_install: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Attack a kernel without Ravelin and under it, and show what happened
+    Demo(demo::Args),
+    /// Check everything: format, lints, unit tests, documentation, end-to-end boots
+    Test(test::Args),
+    /// Measure what Ravelin costs, in instructions, time and exits
+    Bench(bench::Args),
+    /// List the Debian packages that the other commands need
+    Packages,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let install = !args.no_install;
+    let result = match args.command {
+        Command::Demo(demo) => demo::run(&demo, install),
+        Command::Test(test) => test::run(&test, install),
+        Command::Bench(bench) => bench::run(&bench, install),
+        Command::Packages => list_packages(),
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            anstream::eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn list_packages() -> anyhow::Result<bool> {
+    for (name, installed) in packages::list()? {
+        anstream::println!("{name} {}", if installed { "installed" } else { "missing" });
+    }
+    Ok(true)
+}
+
+/// A table in the style of all our tables.
+fn table(header: &[&str]) -> comfy_table::Table {
+    let mut table = comfy_table::Table::new();
+    table.load_style(UTF8_FULL_CONDENSED).set_header(header.iter().copied());
+    table
+}

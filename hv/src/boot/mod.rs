@@ -193,6 +193,8 @@ extern "C" fn application_cpu_main() -> ! {
     tables::load(index);
     let vcpu = SHARED.get().copied().and_then(|shared| {
         svm::check_support().ok()?;
+        // The boot tables do not map the pool; the shared table does.
+        space::activate(shared.root);
         let space = CpuSpace::new(&mut Tables, shared.root)?;
         space.activate();
         let windows = Windows::new(&space);

@@ -131,9 +131,14 @@ impl CpuSpace {
 
     /// Makes the caller use this root.
     pub fn activate(&self) {
-        // SAFETY: the root maps the image, hence the running code and every stack.
-        unsafe { instructions::load_cr3(self.root.raw()) };
+        activate(self.root.frame());
     }
+}
+
+/// Makes the caller use `root`: a CPU's own or, for a moment, the shared one.
+pub fn activate(root: Hfn) {
+    // SAFETY: every root made here maps the image, hence the running code and every stack.
+    unsafe { instructions::load_cr3(root.start().raw()) };
 }
 
 /// The entry that maps a window onto `frame`, writable or not.

@@ -1,3 +1,120 @@
-//! Init of the test initramfs.
+//! Init of the test initramfs: does what `ravelin.job=` on the kernel command line says, then
+//! powers off.
+//!
+//! Jobs, separated by `,` or `+` and run in order:
+//!
+//! | job | what it does |
+//! |---|---|
+//! | `probe` | loads `/ravelin_probes.ko` and runs every attack probe |
+//! | `stress:SECONDS` | keeps all CPUs busy and checks that nothing is lost |
+//! | `bench`, `bench:quick` | runs the measured loops; `quick` a tenth of the rounds |
+//! | `idle` | never ends |
+//! | `reboot`, `poweroff` | does so at once |
+//!
+//! What a program should read is a line `@@ WORD JSON` on the console (see [`console`]).
+//! Everything here runs in one thread: other CPUs are used by processes.
 
-fn main() {}
+mod bench;
+mod console;
+mod counters;
+mod keeper;
+mod probe;
+mod stress;
+mod sys;
+
+use anyhow::{Context as _, Result, bail};
+use console::Console;
+use counters::Counters;
+use nix::mount::{MsFlags, mount};
+use nix::sys::reboot::{RebootMode, reboot};
+use serde_json::json;
+
+/// Argument with which this program ends at once, for tests that need something to execute.
+pub const EXIT_ARGUMENT: &str = "--exit";
+
+fn main() -> Result<()> {
+    let ticks = counters::ticks();
+    if std::env::args().nth(1).as_deref() == Some(EXIT_ARGUMENT) {
+        return Ok(());
+    }
+    let counters = Counters::detect()?;
+    let exits = counters.exits();
+    mount_all()?;
+    let console = Console::open()?;
+    let cpus = std::thread::available_parallelism()?.get();
+    console.report("boot", &json!({"ticks": ticks, "exits": exits, "cpus": cpus}))?;
+    let end = match run_jobs(&console, &counters, cpus) {
+        Ok(end) => end,
+        Err(error) => {
+            console.report("error", &json!({"message": format!("{error:#}")}))?;
+            End::PowerOff
+        }
+    };
+    match end {
+        End::PowerOff => match reboot(RebootMode::RB_POWER_OFF)? {},
+        End::Reboot => match reboot(RebootMode::RB_AUTOBOOT)? {},
+        End::PowerOffAlone => probe::power_off(),
+    }
+}
+
+/// How the machine ends.
+enum End {
+    PowerOff,
+    Reboot,
+    /// Without the other CPUs, one of which is dead.
+    PowerOffAlone,
+}
+
+fn mount_all() -> Result<()> {
+    for (kind, target) in
+        [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev"), ("tmpfs", "/tmp")]
+    {
+        std::fs::create_dir_all(target)?;
+        mount(Some(kind), target, Some(kind), MsFlags::empty(), None::<&str>)
+            .with_context(|| format!("mounting {kind} on {target}"))?;
+    }
+    Ok(())
+}
+
+/// Runs the jobs of the command line; how the machine is to end.
+fn run_jobs(console: &Console, counters: &Counters, cpus: usize) -> Result<End> {
+    let command_line = std::fs::read_to_string("/proc/cmdline")?;
+    let jobs = command_line
+        .split_whitespace()
+        .rev()
+        .find_map(|word| word.strip_prefix("ravelin.job="))
+        .context("the kernel command line names no job: add ravelin.job=probe, for example")?;
+    let mut end = End::PowerOff;
+    let mut done = 0u32;
+    for job in jobs.split([',', '+']) {
+        let (name, argument) = job.split_once(':').unwrap_or((job, ""));
+        match name {
+            "probe" => {
+                if !probe::run(console, counters)? {
+                    end = End::PowerOffAlone;
+                }
+            }
+            "stress" => {
+                let seconds =
+                    argument.parse().with_context(|| format!("`{job}`: how many seconds?"))?;
+                stress::run(console, cpus, seconds)?;
+            }
+            "bench" => bench::run(console, counters, argument == "quick")?,
+            "idle" => {
+                console.report("idle", &json!({}))?;
+                loop {
+                    std::thread::park();
+                }
+            }
+            "poweroff" => break,
+            "reboot" => {
+                end = End::Reboot;
+                break;
+            }
+            _ => bail!("unknown job `{job}`: use probe, stress:SECONDS, bench, idle, ..."),
+        }
+        done += 1;
+    }
+    console.report("done", &json!({"jobs": done}))?;
+    Ok(end)
+}
