@@ -15,19 +15,19 @@ pub mod policy;
 /// Ravelin runs on at most this many CPUs.
 pub const MAX_CPUS: usize = 16;
 
-/// The digest used where a record must be recognised and accidental damage found: XXH64, seed 0.
-/// It is no defence against somebody who can choose the bytes; measured boot is.
+/// The digest used where a record must be recognised and accidental damage found: XXH3, 64 bits,
+/// seed 0. It is no defence against somebody who can choose the bytes; measured boot is.
 pub fn digest(bytes: &[u8]) -> u64 {
-    xxhash_rust::xxh64::xxh64(bytes, 0)
+    xxhash_rust::xxh3::xxh3_64(bytes)
 }
 
 /// The same digest fed piece by piece.
 #[derive(Clone)]
-pub struct Digest(xxhash_rust::xxh64::Xxh64);
+pub struct Digest(xxhash_rust::xxh3::Xxh3);
 
 impl Default for Digest {
     fn default() -> Self {
-        Self(xxhash_rust::xxh64::Xxh64::new(0))
+        Self(xxhash_rust::xxh3::Xxh3::new())
     }
 }
 

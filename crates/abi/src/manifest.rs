@@ -56,12 +56,12 @@ pub struct Header {
     pub version: u32,
     /// Bytes of the whole manifest.
     pub total_length: u32,
+    /// Digest of everything behind this field, up to `total_length`.
+    pub digest: u64,
     /// Bytes up to the end of the function table: what the hypervisor keeps.
     pub resident_length: u32,
     /// Offset of `entry_SYSCALL_64`, which LSTAR points to.
     pub entry_syscall: u32,
-    /// Digest of bytes `[32, total_length)`.
-    pub digest: u64,
     /// Length of the kernel file (bzImage) in bytes.
     pub kernel_length: u64,
     /// Digest of the kernel file.
@@ -95,7 +95,7 @@ pub struct Header {
 }
 
 /// Bytes of the header that precede what its digest covers.
-pub const UNDIGESTED: usize = 32;
+pub const UNDIGESTED: usize = core::mem::offset_of!(Header, resident_length);
 
 /// Kinds of patch site. Lengths are those of the instruction in the kernel as it was linked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -43,6 +43,15 @@ impl Collective {
     }
 }
 
+/// Numbers of frames, by what all aliases together allow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Some alias can write them.
+    pub writable: u64,
+    /// Some alias can write them, and some alias, maybe another, can execute them.
+    pub conflicting: u64,
+}
+
 /// Counters for frames 0 to `storage.len()` of a guest.
 pub struct Counters<'a> {
     storage: &'a mut [u8],
@@ -84,6 +93,25 @@ impl<'a> Counters<'a> {
     /// All frames in order.
     pub fn iter(&self) -> impl Iterator<Item = (Gfn, Collective)> {
         (0..).map(Gfn::new).zip(self.storage.iter().map(|byte| Collective::from_byte(*byte)))
+    }
+
+    /// Counts frames by what all aliases together allow, a word at a time.
+    pub fn totals(&self) -> Totals {
+        let mut totals = Totals::default();
+        let (words, rest) = self.storage.as_chunks::<LANES>();
+        let mut last = [0; LANES];
+        for (to, from) in last.iter_mut().zip(rest) {
+            *to = *from;
+        }
+        for word in words.iter().chain([&last]) {
+            let word = u64::from_ne_bytes(*word);
+            let some = word | word >> 1;
+            let one_per_frame = u64::from_ne_bytes([1; LANES]);
+            let (writable, executable) = (some >> 2 & one_per_frame, some >> 4 & one_per_frame);
+            totals.writable += u64::from(writable.count_ones());
+            totals.conflicting += u64::from((writable & executable).count_ones());
+        }
+        totals
     }
 
     /// The frames that some alias can write and some alias can execute, in order.
@@ -149,6 +177,9 @@ mod tests {
                     conflicts.push((frame, expected));
                 }
             }
+            let writable = counters.iter().filter(|(_, c)| c.writable > 0).count() as u64;
+            let totals = Totals { writable, conflicting: conflicts.len() as u64 };
+            prop_assert_eq!(counters.totals(), totals);
             prop_assert_eq!(counters.conflicts().collect::<Vec<_>>(), conflicts);
             prop_assert_eq!(counters.collective(Gfn::new(FRAMES)), None);
         }

@@ -32,6 +32,7 @@ mod write;
 pub use decompress::Compression;
 pub use error::ImageError;
 pub use table::{Summary, SymbolTable};
+pub use write::without_symbols;
 
 use alloc::vec::Vec;
 

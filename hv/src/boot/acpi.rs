@@ -47,7 +47,7 @@ impl From<Unreachable> for &'static str {
 /// # Errors
 /// A sentence for the person who started the machine.
 pub fn read_and_edit(memory: Physical<'_>) -> Result<Machine, &'static str> {
-    let (rsdp, old_rsdt) = find_rsdp(memory)?;
+    let (mut root, old_rsdt) = find_rsdp(memory)?;
     let mut buffer = [0; RSDT_LIMIT];
     let rsdt = read_table(memory, old_rsdt, &mut buffer)?;
     let (position, madt_address) = find_madt(memory, rsdt)?;
@@ -71,8 +71,6 @@ pub fn read_and_edit(memory: Physical<'_>) -> Result<Machine, &'static str> {
     memory.write(RSDT, rsdt)?;
 
     // A revision 0 root pointer that knows no XSDT.
-    let mut root = [0; 20];
-    root.copy_from_slice(rsdp.get(..20).ok_or(BROKEN)?);
     root[15] = 0;
     root[16..20].copy_from_slice(&u32::try_from(RSDT.raw()).map_err(|_| BROKEN)?.to_le_bytes());
     root[8] = 0;
@@ -97,15 +95,18 @@ fn seal(table: &mut [u8]) -> Result<(), &'static str> {
     Ok(())
 }
 
-fn find_rsdp(memory: Physical<'_>) -> Result<([u8; 36], Hpa), &'static str> {
-    for address in (0xe_0000..0x10_0000).step_by(16) {
-        let mut bytes = [0; 36];
-        memory.read(Hpa::new(address), &mut bytes[..8])?;
-        if bytes.starts_with(b"RSD PTR ") {
-            memory.read(Hpa::new(address), &mut bytes)?;
-            if checksum(&bytes[..20]) == 0 {
-                let rsdt = u32::from_le_bytes([bytes[16], bytes[17], bytes[18], bytes[19]]);
-                return Ok((bytes, Hpa::new(u64::from(rsdt))));
+fn find_rsdp(memory: Physical<'_>) -> Result<([u8; 20], Hpa), &'static str> {
+    // A page and the rest of a pointer that begins in its last 16 bytes.
+    let mut buffer = [0; 4096 + 16];
+    for address in (0xe_0000..0x10_0000_u64).step_by(4096) {
+        let length = buffer.len().min((0x10_0000 - address) as usize);
+        let page = buffer.get_mut(..length).ok_or(BROKEN)?;
+        memory.read(Hpa::new(address), page)?;
+        for bytes in page.windows(20).step_by(16) {
+            let Ok(root) = <[u8; 20]>::try_from(bytes) else { continue };
+            if root.starts_with(b"RSD PTR ") && checksum(&root) == 0 {
+                let rsdt = u32::from_le_bytes([root[16], root[17], root[18], root[19]]);
+                return Ok((root, Hpa::new(u64::from(rsdt))));
             }
         }
     }

@@ -51,11 +51,16 @@ impl<'a> Physical<'a> {
     /// Copies `length` bytes from one place to another that does not overlap it.
     pub fn copy(self, from: Hpa, to: Hpa, length: u64) -> Result<(), Unreachable> {
         let mut done = 0;
-        self.scan(from, length, |piece| {
-            let written = self.write(to.plus(done), piece);
-            done += piece.len() as u64;
-            written
-        })
+        while done < length {
+            let (source, target) = (from.plus(done), to.plus(done));
+            let source_window = self.windows.open(source.frame()).ok_or(Unreachable)?;
+            let target_window = self.windows.open(target.frame()).ok_or(Unreachable)?;
+            let most = usize::try_from(length - done).unwrap_or(usize::MAX);
+            let copied =
+                source_window.copy_to(source.offset(), &target_window, target.offset(), most);
+            done += copied as u64;
+        }
+        Ok(())
     }
 
     /// Shows `length` bytes to `watch`, piece by piece.

@@ -100,11 +100,14 @@ impl Window<'_> {
         count
     }
 
-    /// Copies the whole frame, 512 entries, out.
-    pub fn read_entries(&self, entries: &mut [u64; 512]) {
-        for (index, entry) in entries.iter_mut().enumerate() {
-            *entry = self.read_u64(index * 8);
-        }
+    /// Copies at most `most` bytes to another window, as far as both frames reach; returns how
+    /// many.
+    pub fn copy_to(&self, offset: usize, target: &Window<'_>, at: usize, most: usize) -> usize {
+        let room = (PAGE_SIZE as usize).saturating_sub(offset.max(at));
+        let count = most.min(room);
+        // SAFETY: `count` bytes from either offset lie inside the mapped pages, which are two.
+        unsafe { core::ptr::copy_nonoverlapping(self.at(offset), target.at(at), count) };
+        count
     }
 
     /// Zeroes the frame.

@@ -11,6 +11,7 @@ use addr::{Gpa, Gva};
 use paging::Level;
 use paging::guest::{GuestRights, Translation, walk};
 use x86_decode::{Instruction, MAX_LENGTH, decode};
+use zerocopy::IntoBytes;
 
 /// Reads the aligned 8 bytes at `gpa` if that is RAM.
 fn read_entry(vm: &Vm, windows: &Windows, gpa: Gpa) -> Option<u64> {
@@ -25,7 +26,7 @@ fn read_entry(vm: &Vm, windows: &Windows, gpa: Gpa) -> Option<u64> {
 pub fn read_table(vm: &Vm, windows: &Windows, gpa: Gpa, entries: &mut [u64; 512]) -> bool {
     let frame = gpa.frame();
     let window = if vm.is_ram(frame) { windows.open(frame.identity()) } else { None };
-    window.inspect(|window| window.read_entries(entries)).is_some()
+    window.is_some_and(|window| window.read(0, entries.as_mut_bytes()) == size_of_val(entries))
 }
 
 /// Translates an address by the tables that the vCPU uses now; without paging, by itself.

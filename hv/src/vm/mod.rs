@@ -1,6 +1,6 @@
 //! The VM: everything above the vendor. What a guest page is, what a fault means, what is refused.
 //!
-//! Reading order: [`memory`] (second stage and page states), [`learn`] (before the lock), [`lock`],
+//! Reading order: [`memory`] (second stage and page states), [`learn`] (before the lock), [`lock`] and [`survey`],
 //! [`fault`] (the verdict on an access), [`promote`], [`text`] (patching), [`registers`] and
 //! [`pins`], [`violation`].
 
@@ -15,6 +15,7 @@ pub mod pins;
 pub mod promote;
 pub mod registers;
 pub mod shootdown;
+pub mod survey;
 pub mod text;
 pub mod violation;
 

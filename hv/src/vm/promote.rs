@@ -6,8 +6,9 @@
 //! written and executed at once.
 
 use super::guest;
-use super::lock::{flusher, survey};
+use super::lock::flusher;
 use super::memory::Memory;
+use super::survey::{rights_of, survey};
 use super::violation::{Attempt, is_let_through};
 use super::{Stage, Vm, fault};
 use crate::report;
@@ -141,14 +142,6 @@ fn judge(vcpu: &Vcpu, memory: &mut Memory, run: Run) -> Option<Authority> {
     }
     let length = run.frames.count() * PAGE_SIZE;
     Some(vcpu.vm.policy.modules.judge(&Candidate { start: run.gva, length, mapped, aliases }))
-}
-
-/// What the guest's own tables allow a supervisor.
-pub fn rights_of(rights: paging::guest::GuestRights) -> Rights {
-    let mut all = Rights::READ;
-    all.set(Rights::WRITE, rights.write);
-    all.set(Rights::EXECUTE, rights.execute);
-    all
 }
 
 /// The guest writes a page of unlocked code: it is data from now on.

@@ -1,0 +1,124 @@
+//! What can be typed after `ravelin`.
+
+use clap::{Parser, Subcommand, ValueEnum};
+use ravelin::{check, machine};
+use std::path::PathBuf;
+
+/// Run a Linux kernel under Ravelin, which enforces the kernel's integrity from outside it.
+#[derive(Parser)]
+#[command(version)]
+pub struct Args {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Boot a kernel under Ravelin in an emulated machine
+    Run(Box<Run>),
+    /// Write the manifest of a kernel, which tells the hypervisor what it must know about it
+    Prepare(Prepare),
+    /// Work with policy files
+    #[command(subcommand)]
+    Policy(PolicyCommand),
+}
+
+#[derive(Subcommand)]
+pub enum PolicyCommand {
+    /// Check a policy file and print what it amounts to
+    Check {
+        /// The policy file
+        file: PathBuf,
+    },
+}
+
+const EXIT_CODES: &str = "\
+The guest's serial console is standard input and output; events are shown on standard error.
+
+Exit codes:
+  0    the guest switched the machine off
+  1    the machine could not start or go on
+  2    wrong usage or bad input; nothing was started
+  3    the guest reset the machine (with --no-reboot)
+  4    Ravelin stopped the machine, as the policy says
+  124  the time given by --timeout is over
+  130  Ctrl-C";
+
+#[derive(clap::Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct Run {
+    /// Kernel: a bzImage, such as /boot/vmlinuz-...
+    #[arg(long, value_name = "FILE")]
+    pub kernel: PathBuf,
+    /// Initial file system
+    #[arg(long, value_name = "FILE")]
+    pub initrd: PathBuf,
+    /// Kernel command line; console=ttyS0 is added unless a console is named
+    #[arg(long, value_name = "TEXT", default_value = "", allow_hyphen_values = true)]
+    pub append: String,
+    /// Number of CPUs
+    #[arg(long, value_name = "N", default_value = "1", value_parser = check::cpus)]
+    pub smp: usize,
+    /// Memory, as in 512M or 6G
+    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = check::memory)]
+    pub mem: u64,
+    /// Policy file; without it every violation is denied
+    #[arg(long, value_name = "FILE", conflicts_with = "bare")]
+    pub policy: Option<PathBuf>,
+    /// Write every event to this file, one JSON object per line
+    #[arg(long, value_name = "FILE", conflicts_with = "bare")]
+    pub events: Option<PathBuf>,
+    /// Manifest to use instead of the one made from the kernel
+    #[arg(long, value_name = "FILE", conflicts_with = "bare")]
+    pub manifest: Option<PathBuf>,
+    /// Hypervisor image [default: $RAVELIN_HYPERVISOR, or ravelin-hv beside this program]
+    #[arg(long, value_name = "FILE", conflicts_with = "bare")]
+    pub hypervisor: Option<PathBuf>,
+    /// How instructions are executed
+    #[arg(long, value_enum, default_value = "tcg")]
+    pub accel: Accel,
+    /// CPU model, in QEMU's words
+    #[arg(long, value_name = "MODEL")]
+    pub cpu: Option<String>,
+    /// End when the guest reboots
+    #[arg(long)]
+    pub no_reboot: bool,
+    /// End after this many seconds
+    #[arg(long, value_name = "SECONDS")]
+    pub timeout: Option<u64>,
+    /// Boot the kernel without Ravelin, to compare
+    #[arg(long)]
+    pub bare: bool,
+    /// Further arguments for QEMU, such as `-- -drive file=disk.img,format=raw`
+    #[arg(last = true)]
+    pub extra: Vec<String>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Accel {
+    /// Emulation; needs nothing
+    Tcg,
+    /// Nested virtualization; needs an AMD CPU and kvm_amd nested=1
+    Kvm,
+}
+
+impl From<Accel> for machine::Accel {
+    fn from(accel: Accel) -> Self {
+        match accel {
+            Accel::Tcg => Self::Tcg,
+            Accel::Kvm => Self::Kvm,
+        }
+    }
+}
+
+#[derive(clap::Args)]
+pub struct Prepare {
+    /// Kernel: a bzImage, such as /boot/vmlinuz-...
+    pub kernel: PathBuf,
+    /// Where to write the manifest
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+    /// Print the summary as JSON
+    #[arg(long)]
+    pub json: bool,
+}

@@ -1,0 +1,410 @@
+//! One emulated machine, from its first instruction to its end.
+//!
+//! The emulator runs as a child; threads read its console, its error output, its control socket
+//! and the event channel, and pass everything to the thread that called [`Machine::run`], which
+//! alone calls back. When `run` returns, the child is gone and so are the threads' inputs.
+
+use crate::events::{Body, Decoder, Record};
+use crate::qemu::{Scratch, command};
+use crate::qmp::{Control, Notice};
+use crate::{cache, check};
+use abi::event::Verdict;
+use abi::policy::Policy;
+use anyhow::{Context, ensure};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::flag;
+use std::io::{BufRead, BufReader, ErrorKind, Read};
+use std::ops::ControlFlow;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::process::{Child, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+/// What is to run.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// A bzImage.
+    pub kernel: PathBuf,
+    /// Its initial file system.
+    pub initrd: PathBuf,
+    /// The kernel's command line.
+    pub append: String,
+    /// CPUs, 1 to [`abi::MAX_CPUS`].
+    pub cpus: usize,
+    /// Bytes of memory, at least [`check::MIN_MEMORY`].
+    pub memory: u64,
+    /// Ravelin, or nothing.
+    pub protection: Protection,
+    /// How instructions are executed.
+    pub accel: Accel,
+    /// Another CPU model than the one that suits `accel`, in QEMU's words.
+    pub cpu: Option<String>,
+    /// One instruction per nanosecond of guest time, so that counts repeat exactly. One CPU only.
+    pub icount: bool,
+    /// A reset by the guest ends the run.
+    pub no_reboot: bool,
+    /// The run is ended after this time.
+    pub timeout: Option<Duration>,
+    /// Further arguments for QEMU.
+    pub extra: Vec<String>,
+}
+
+/// What stands between the kernel and the machine.
+#[derive(Clone, Debug)]
+pub enum Protection {
+    /// Nothing.
+    Bare,
+    /// Ravelin.
+    Ravelin {
+        /// The hypervisor image.
+        hypervisor: PathBuf,
+        /// What it enforces.
+        policy: Policy,
+        /// A manifest to use in place of the kernel's own.
+        manifest: Option<PathBuf>,
+    },
+}
+
+/// How instructions are executed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accel {
+    /// Emulated; needs nothing.
+    Tcg,
+    /// By the CPU; under Ravelin that takes nested virtualization.
+    Kvm,
+}
+
+/// Where the guest's serial console goes.
+pub enum Console<'a> {
+    /// To our own standard input and output.
+    Inherit,
+    /// To a function, line by line, which can end the run; the guest reads nothing.
+    Capture(&'a mut dyn FnMut(&str) -> ControlFlow<()>),
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The guest switched the machine off.
+    PowerOff,
+    /// The guest reset the machine, and it was not to reboot.
+    Reset,
+    /// Ravelin stopped the machine because the policy says so.
+    Stopped,
+    /// Whoever watched the console has seen enough.
+    Enough,
+    /// A signal ended us.
+    Interrupted,
+    /// It took too long.
+    TimedOut,
+    /// The machine could not start or go on; the text says why.
+    Failed(String),
+}
+
+/// A run that is over.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// How it ended.
+    pub ended: Ended,
+    /// How often the guest reset the machine.
+    pub resets: u32,
+    /// From start to end.
+    pub wall: Duration,
+    /// Bytes on the event channel that were no record.
+    pub garbage: u64,
+}
+
+enum Message {
+    Line(String),
+    Complaint(String),
+    Events(Vec<u8>),
+    Notice(Notice),
+    Closed(Input),
+}
+
+#[derive(PartialEq, Eq)]
+enum Input {
+    Control,
+    Other,
+}
+
+/// How long the emulator may take to come up, and to go.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a signal may go unnoticed.
+const TICK: Duration = Duration::from_millis(100);
+
+impl Machine {
+    /// Checks the inputs and gives the manifest that [`Machine::run`] takes (empty when bare).
+    ///
+    /// # Errors
+    /// An input is missing or is not what it should be, or this host lacks something.
+    pub fn prepare(&self) -> anyhow::Result<Vec<u8>> {
+        check::program(PROGRAM, PACKAGE)?;
+        let kernel = check::read("kernel", &self.kernel)?;
+        check::bzimage(&self.kernel, &kernel)?;
+        check::read("initrd", &self.initrd)?;
+        if self.accel == Accel::Kvm {
+            check::kvm(matches!(self.protection, Protection::Ravelin { .. }))?;
+        }
+        match &self.protection {
+            Protection::Bare => Ok(Vec::new()),
+            Protection::Ravelin { manifest: Some(path), .. } => check::read("manifest", path),
+            Protection::Ravelin { manifest: None, .. } => cache::manifest(&kernel)
+                .with_context(|| format!("no manifest can be made of {}", self.kernel.display())),
+        }
+    }
+
+    /// Runs the machine to its end.
+    ///
+    /// # Errors
+    /// The emulator is not installed, or this host refuses what is needed to watch it. Whatever
+    /// happens later is part of the outcome.
+    pub fn run<'a>(
+        &self,
+        manifest: &[u8],
+        console: Console<'a>,
+        on_event: &'a mut dyn FnMut(&Record),
+    ) -> anyhow::Result<Outcome> {
+        let interrupted = interrupted()?;
+        let program = check::program(PROGRAM, PACKAGE)?;
+        let scratch = Scratch::new()?;
+        let mut qemu = command(&program, self, manifest, &scratch)?;
+        let control = UnixListener::bind(scratch.path("qmp"))?;
+        let events = UnixListener::bind(scratch.path("events"))?;
+        if let Console::Capture(_) = console {
+            qemu.stdin(Stdio::null()).stdout(Stdio::piped());
+        }
+        qemu.stderr(Stdio::piped());
+        let started = Instant::now();
+        let child = qemu.spawn().with_context(|| format!("cannot run {}", program.display()))?;
+        let (sender, messages) = channel();
+        let mut run = Run::new(child, console, on_event, sender);
+        let protected = matches!(self.protection, Protection::Ravelin { .. });
+        if let Err(error) = run.connect(&control, protected.then_some(&events)) {
+            run.end(Ended::Failed(format!("{error:#}")));
+        }
+        while run.inputs > 0 {
+            match messages.recv_timeout(TICK) {
+                Ok(message) => run.take(message),
+                Err(_) if interrupted.load(Ordering::Relaxed) => run.end(Ended::Interrupted),
+                Err(_) => {}
+            }
+            if self.timeout.is_some_and(|timeout| started.elapsed() > timeout) {
+                run.end(Ended::TimedOut);
+            }
+            if run.told_to_go.is_some_and(|at| at.elapsed() > PATIENCE) {
+                run.child.kill()?;
+            }
+        }
+        run.child.wait()?;
+        Ok(run.outcome(started.elapsed()))
+    }
+}
+
+/// Set by the first signal that asks us to go, and for ever; the second one ends us at once.
+///
+/// # Errors
+/// The handlers cannot be installed.
+pub fn interrupted() -> anyhow::Result<&'static AtomicBool> {
+    static FLAG: OnceLock<Arc<AtomicBool>> = OnceLock::new();
+    if FLAG.get().is_none() {
+        let flag = Arc::new(AtomicBool::new(false));
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
+            flag::register_conditional_default(signal, Arc::clone(&flag))?;
+            flag::register(signal, Arc::clone(&flag))?;
+        }
+        let _ = FLAG.set(flag);
+    }
+    FLAG.get().map(Arc::as_ref).context("no signal handler")
+}
+
+const PROGRAM: &str = "qemu-system-x86_64";
+const PACKAGE: &str = "qemu-system-x86";
+
+/// A machine that runs.
+struct Run<'a> {
+    child: Child,
+    control: Option<Control>,
+    console: Console<'a>,
+    on_event: &'a mut dyn FnMut(&Record),
+    sender: Sender<Message>,
+    /// Threads that may still send something.
+    inputs: usize,
+    decoder: Decoder,
+    ended: Option<Ended>,
+    told_to_go: Option<Instant>,
+    stopped: bool,
+    fatal: Option<String>,
+    complaints: Vec<String>,
+    resets: u32,
+}
+
+impl<'a> Run<'a> {
+    fn new(
+        mut child: Child,
+        console: Console<'a>,
+        on_event: &'a mut dyn FnMut(&Record),
+        sender: Sender<Message>,
+    ) -> Self {
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        let mut run = Self {
+            child,
+            control: None,
+            console,
+            on_event,
+            sender,
+            inputs: 0,
+            decoder: Decoder::default(),
+            ended: None,
+            told_to_go: None,
+            stopped: false,
+            fatal: None,
+            complaints: Vec::new(),
+            resets: 0,
+        };
+        if let Some(stdout) = stdout {
+            run.listen(Input::Other, lines(stdout).map(Message::Line));
+        }
+        if let Some(stderr) = stderr {
+            run.listen(Input::Other, lines(stderr).map(Message::Complaint));
+        }
+        run
+    }
+
+    /// Passes on what `messages` gives, from a thread.
+    fn listen(&mut self, input: Input, messages: impl Iterator<Item = Message> + Send + 'static) {
+        self.inputs += 1;
+        let sender = self.sender.clone();
+        std::thread::spawn(move || {
+            for message in messages.chain([Message::Closed(input)]) {
+                // Nobody listens any more once the run is over.
+                let _ = sender.send(message);
+            }
+        });
+    }
+
+    fn connect(
+        &mut self,
+        control: &UnixListener,
+        events: Option<&UnixListener>,
+    ) -> anyhow::Result<()> {
+        if let Some(events) = events {
+            let socket = self.accept(events)?;
+            self.listen(Input::Other, pieces(socket).map(Message::Events));
+        }
+        let socket = self.accept(control)?;
+        let (control, notices) = Control::start(socket)?;
+        self.control = Some(control);
+        self.listen(Input::Control, notices.map(Message::Notice));
+        Ok(())
+    }
+
+    /// Waits until the emulator connects, or is gone.
+    fn accept(&mut self, listener: &UnixListener) -> anyhow::Result<UnixStream> {
+        listener.set_nonblocking(true)?;
+        let started = Instant::now();
+        loop {
+            match listener.accept() {
+                Ok((socket, _)) => {
+                    socket.set_nonblocking(false)?;
+                    return Ok(socket);
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error.into()),
+            }
+            ensure!(self.child.try_wait()?.is_none(), "QEMU refused to start");
+            ensure!(started.elapsed() < PATIENCE, "QEMU does not answer");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn take(&mut self, message: Message) {
+        match message {
+            Message::Line(line) => {
+                if let Console::Capture(on_line) = &mut self.console
+                    && on_line(&line).is_break()
+                {
+                    self.end(Ended::Enough);
+                }
+            }
+            Message::Complaint(line) => {
+                if !line.contains("TCG doesn't support requested feature") {
+                    self.complaints.push(line);
+                }
+            }
+            Message::Events(bytes) => {
+                for record in self.decoder.push(&bytes) {
+                    self.note(&record);
+                    (self.on_event)(&record);
+                }
+            }
+            Message::Notice(Notice::PowerOff) => self.end(Ended::PowerOff),
+            Message::Notice(Notice::Ended) => self.end(Ended::Interrupted),
+            Message::Notice(Notice::Reset { stopped }) => {
+                self.resets += 1;
+                if stopped {
+                    self.end(Ended::Reset);
+                }
+            }
+            Message::Closed(input) => {
+                self.inputs -= 1;
+                if input == Input::Control {
+                    self.end(Ended::Failed("QEMU ended unexpectedly".into()));
+                }
+            }
+        }
+    }
+
+    fn note(&mut self, record: &Record) {
+        match &record.body {
+            Body::Violation(violation) => {
+                self.stopped |= violation.verdict == Verdict::Stop as u8;
+            }
+            Body::Fatal(text) => self.fatal = Some(text.clone()),
+            _ => {}
+        }
+    }
+
+    /// Ends the machine; only the first reason counts.
+    fn end(&mut self, ended: Ended) {
+        if self.ended.is_none() {
+            self.ended = Some(ended);
+            self.told_to_go = Some(Instant::now());
+            if let Some(control) = &mut self.control {
+                control.quit();
+            }
+        }
+    }
+
+    fn outcome(self, wall: Duration) -> Outcome {
+        let ended = match (self.ended, self.fatal) {
+            (Some(Ended::PowerOff | Ended::Reset), Some(text)) => Ended::Failed(text),
+            (Some(Ended::PowerOff | Ended::Reset), None) if self.stopped => Ended::Stopped,
+            (Some(Ended::Failed(text)), _) => {
+                Ended::Failed([vec![text], self.complaints].concat().join("\n"))
+            }
+            (ended, _) => ended.unwrap_or(Ended::Interrupted),
+        };
+        Outcome { ended, resets: self.resets, wall, garbage: self.decoder.skipped() }
+    }
+}
+
+/// The lines of a stream, without their ends, until it ends or fails.
+fn lines(stream: impl Read) -> impl Iterator<Item = String> {
+    BufReader::new(stream)
+        .split(b'\n')
+        .map_while(Result::ok)
+        .map(|line| String::from_utf8_lossy(&line).trim_end_matches('\r').to_owned())
+}
+
+/// The bytes of a stream as they come.
+fn pieces(mut stream: impl Read) -> impl Iterator<Item = Vec<u8>> {
+    std::iter::from_fn(move || {
+        let mut buffer = [0; 4096];
+        let length = stream.read(&mut buffer).ok().filter(|length| *length > 0)?;
+        buffer.get(..length).map(<[u8]>::to_vec)
+    })
+}

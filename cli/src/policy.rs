@@ -1,0 +1,181 @@
+//! The policy file: TOML for people, [`abi::policy::Policy`] for the hypervisor.
+//!
+//! Every key may be left out; an unknown key or value is an error that names its line.
+
+use abi::event::{Verdict, ViolationKind};
+use abi::policy::{Modules, Policy, SupervisorExec};
+use anyhow::Context;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::Path;
+use toml::Spanned;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+enum Exec {
+    Off,
+    Views,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+enum Code {
+    Deny,
+    Unauthenticated,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Reaction {
+    Log,
+    Deny,
+    Stop,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    supervisor_exec: Option<Exec>,
+    modules: Option<Code>,
+    announce: Option<bool>,
+    #[serde(default)]
+    reactions: BTreeMap<Spanned<String>, Reaction>,
+}
+
+/// Reads the policy file at `path`.
+///
+/// # Errors
+/// The file cannot be read, or is no policy: the message names the line and what is allowed there.
+pub fn load(path: &Path) -> anyhow::Result<Policy> {
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("cannot read the policy file {}", path.display()))?;
+    parse(&text).with_context(|| format!("the policy file {} is not valid", path.display()))
+}
+
+/// Reads the text of a policy file.
+///
+/// # Errors
+/// See [`load`].
+pub fn parse(text: &str) -> anyhow::Result<Policy> {
+    let file: File = toml::from_str(text)?;
+    let mut policy = Policy::default();
+    match file.supervisor_exec {
+        Some(Exec::Off) => policy.supervisor_exec = SupervisorExec::Off,
+        Some(Exec::Views) => policy.supervisor_exec = SupervisorExec::Views,
+        None => {}
+    }
+    match file.modules {
+        Some(Code::Deny) => policy.modules = Modules::Deny,
+        Some(Code::Unauthenticated) => policy.modules = Modules::Unauthenticated,
+        None => {}
+    }
+    policy.announce = file.announce.unwrap_or(policy.announce);
+    let default = file.reactions.iter().find(|(name, _)| name.get_ref() == "default");
+    if let Some((_, reaction)) = default {
+        policy.reactions = [verdict(*reaction); ViolationKind::COUNT];
+    }
+    for (name, reaction) in &file.reactions {
+        let kind = ViolationKind::ALL.into_iter().find(|kind| kind.name() == name.get_ref());
+        match kind.and_then(|kind| policy.reactions.get_mut(kind as usize)) {
+            Some(slot) => *slot = verdict(*reaction),
+            None if name.get_ref() == "default" => {}
+            None => {
+                let (line, column) = position(text, name.span().start);
+                let known: Vec<&str> = ViolationKind::ALL.iter().map(|kind| kind.name()).collect();
+                anyhow::bail!(
+                    "line {line}, column {column}: `{}` is no kind of violation; there are \
+                     default, {}",
+                    name.get_ref(),
+                    known.join(", ")
+                );
+            }
+        }
+    }
+    Ok(policy)
+}
+
+/// The file that [`parse`] reads back as `policy`, every key spelt out.
+pub fn to_toml(policy: &Policy) -> String {
+    let exec = match policy.supervisor_exec {
+        SupervisorExec::Off => "off",
+        SupervisorExec::Views => "views",
+    };
+    let modules = match policy.modules {
+        Modules::Deny => "deny",
+        Modules::Unauthenticated => "unauthenticated",
+    };
+    let mut text = format!(
+        "supervisor_exec = \"{exec}\"\nmodules = \"{modules}\"\nannounce = {}\n\n[reactions]\n",
+        policy.announce
+    );
+    for (kind, reaction) in ViolationKind::ALL.iter().zip(policy.reactions) {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{} = \"{}\"", kind.name(), reaction.name());
+    }
+    text
+}
+
+fn verdict(reaction: Reaction) -> Verdict {
+    match reaction {
+        Reaction::Log => Verdict::Log,
+        Reaction::Deny => Verdict::Deny,
+        Reaction::Stop => Verdict::Stop,
+    }
+}
+
+/// Line and column, from 1, of a byte of `text`.
+fn position(text: &str, byte: usize) -> (usize, usize) {
+    let before = text.get(..byte).unwrap_or(text);
+    let line = before.matches('\n').count() + 1;
+    let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+    (line, column)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn an_empty_file_is_the_default() {
+        assert_eq!(parse("").unwrap(), Policy::default());
+    }
+
+    #[test]
+    fn a_default_reaction_is_overridden_by_name() {
+        let policy = parse("[reactions]\nmsr = 'log'\ndefault = 'stop'\n").unwrap();
+        assert_eq!(policy.reactions[ViolationKind::Msr as usize], Verdict::Log);
+        assert_eq!(policy.reactions[ViolationKind::Patch as usize], Verdict::Stop);
+    }
+
+    #[test]
+    fn mistakes_are_named_with_their_line() {
+        for (text, line, word) in [
+            ("\nannounced = true", "line 2", "announced"),
+            ("supervisor_exec = 'maybe'", "line 1", "maybe"),
+            ("modules = 3", "line 1", "modules"),
+            ("[reactions]\n\nwrite-txt = 'log'", "line 3, column 1", "write-txt"),
+            ("[reactions]\nmsr = 'panic'", "line 2", "panic"),
+        ] {
+            let message = format!("{:#}", parse(text).unwrap_err());
+            assert!(message.contains(line) && message.contains(word), "{message}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_back(
+            views: bool, modules: bool, announce: bool,
+            reactions: [u8; ViolationKind::COUNT],
+        ) {
+            let policy = Policy {
+                supervisor_exec: if views { SupervisorExec::Views } else { SupervisorExec::Off },
+                modules: if modules { Modules::Unauthenticated } else { Modules::Deny },
+                announce,
+                reactions: reactions.map(|n| Verdict::from_number(n % 3).unwrap()),
+            };
+            prop_assert_eq!(parse(&to_toml(&policy)).unwrap(), policy);
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! `ravelin run`: one machine on this terminal.
+
+use crate::args::Run;
+use abi::policy::Policy;
+use anyhow::Context;
+use ravelin::events::Record;
+use ravelin::machine::{Console, Ended, Machine, Protection};
+use ravelin::report::{self, Symbols};
+use ravelin::{check, policy};
+use std::fs::File;
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Runs the machine and says how it ended.
+///
+/// # Errors
+/// Bad input; nothing was started.
+pub fn run(args: &Run) -> anyhow::Result<ExitCode> {
+    let machine = machine(args)?;
+    let manifest = machine.prepare()?;
+    let symbols = Symbols::of(&manifest);
+    let mut file = match &args.events {
+        Some(path) => Some(
+            File::create(path)
+                .with_context(|| format!("cannot write events to {}", path.display()))?,
+        ),
+        None => None,
+    };
+    let mut lost = None;
+    let mut on_event = |record: &Record| {
+        anstream::eprintln!("{}", report::line(record, &symbols));
+        if let Some(file) = &mut file {
+            let written = writeln!(file, "{}", report::json(record, &symbols));
+            lost = lost.take().or(written.err());
+        }
+    };
+    let outcome = machine.run(&manifest, Console::Inherit, &mut on_event)?;
+    if let Some(error) = lost {
+        anstream::eprintln!("ravelin: not every event could be written: {error}");
+    }
+    if outcome.garbage > 0 {
+        anstream::eprintln!(
+            "ravelin: {} bytes on the event channel were no record",
+            outcome.garbage
+        );
+    }
+    Ok(exit_code(&outcome.ended))
+}
+
+fn machine(args: &Run) -> anyhow::Result<Machine> {
+    let protection = if args.bare {
+        Protection::Bare
+    } else {
+        Protection::Ravelin {
+            policy: args.policy.as_deref().map_or_else(|| Ok(Policy::default()), policy::load)?,
+            hypervisor: check::hypervisor(args.hypervisor.as_deref())?,
+            manifest: args.manifest.clone(),
+        }
+    };
+    let console = if args.append.contains("console=") { "" } else { "console=ttyS0 " };
+    Ok(Machine {
+        kernel: args.kernel.clone(),
+        initrd: args.initrd.clone(),
+        append: format!("{console}{}", args.append),
+        cpus: args.smp,
+        memory: args.mem,
+        protection,
+        accel: args.accel.into(),
+        cpu: args.cpu.clone(),
+        icount: false,
+        no_reboot: args.no_reboot,
+        timeout: args.timeout.map(Duration::from_secs),
+        extra: args.extra.clone(),
+    })
+}
+
+fn exit_code(ended: &Ended) -> ExitCode {
+    let (code, message) = match ended {
+        Ended::PowerOff | Ended::Enough => (0, None),
+        Ended::Failed(reason) => (1, Some(reason.as_str())),
+        Ended::Reset => (3, Some("the guest reset the machine")),
+        Ended::Stopped => (4, Some("the machine was stopped, as the policy says")),
+        Ended::TimedOut => (124, Some("the time is over")),
+        Ended::Interrupted => (130, Some("interrupted")),
+    };
+    if let Some(message) = message {
+        anstream::eprintln!("ravelin: {message}");
+    }
+    ExitCode::from(code)
+}

@@ -1,0 +1,124 @@
+//! Processes and mappings. This program has one thread, so a forked child may do what it likes.
+
+use std::ffi::CString;
+use std::num::NonZeroUsize;
+use std::os::fd::OwnedFd;
+use std::ptr::NonNull;
+
+use anyhow::{Context as _, Result, bail};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, mprotect, munmap};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, Pid, execv, fork, write};
+
+/// Bytes in a page.
+pub const PAGE: usize = 4096;
+
+/// Lets this process run on `cpu` only.
+pub fn pin(cpu: usize) -> Result<()> {
+    let mut cpus = CpuSet::new();
+    cpus.set(cpu)?;
+    sched_setaffinity(Pid::from_raw(0), &cpus).with_context(|| format!("moving to CPU {cpu}"))
+}
+
+/// Runs `work` in a child process; its error, if any, becomes a line on `errors`.
+pub fn child(errors: &OwnedFd, work: impl FnOnce() -> Result<()>) -> Result<Pid> {
+    // SAFETY: there is one thread, so the child inherits no lock that another one holds.
+    match unsafe { fork() }? {
+        ForkResult::Parent { child } => Ok(child),
+        ForkResult::Child => {
+            let code = match work() {
+                Ok(()) => 0,
+                Err(error) => {
+                    let _ = write(errors, format!("{error:#}\n").as_bytes());
+                    1
+                }
+            };
+            // SAFETY: ends the child without the parent's exit handlers.
+            unsafe { libc::_exit(code) }
+        }
+    }
+}
+
+/// Waits for a child and reports anything but a clean exit.
+pub fn wait(child: Pid) -> Result<()> {
+    match waitpid(child, None)? {
+        WaitStatus::Exited(_, 0) => Ok(()),
+        other => bail!("a process ended with {other:?}"),
+    }
+}
+
+/// fork, exec of this program with an argument that ends it, wait.
+pub fn fork_and_exec() -> Result<()> {
+    let path = CString::new("/proc/self/exe")?;
+    let arguments = [CString::new("init")?, CString::new(crate::EXIT_ARGUMENT)?];
+    // SAFETY: there is one thread, so the child inherits no lock that another one holds.
+    match unsafe { fork() }? {
+        ForkResult::Parent { child } => wait(child),
+        ForkResult::Child => {
+            let _ = execv(&path, &arguments);
+            // SAFETY: ends the child without the parent's exit handlers.
+            unsafe { libc::_exit(127) }
+        }
+    }
+}
+
+/// A private anonymous mapping in pages of 4 KiB.
+pub struct Pages {
+    start: NonNull<libc::c_void>,
+    length: usize,
+}
+
+impl Pages {
+    /// Maps `pages` zeroed pages.
+    pub fn map(pages: usize, rights: ProtFlags) -> Result<Self> {
+        Self::with_flags(pages, rights, MapFlags::MAP_PRIVATE)
+    }
+
+    /// Maps `pages` zeroed pages that children share.
+    pub fn map_shared(pages: usize) -> Result<Self> {
+        Self::with_flags(pages, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED)
+    }
+
+    fn with_flags(pages: usize, rights: ProtFlags, flags: MapFlags) -> Result<Self> {
+        let length = NonZeroUsize::new(pages * PAGE).context("a mapping of no pages")?;
+        // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing.
+        let start = unsafe { mmap_anonymous(None, length, rights, flags) }?;
+        let mapping = Self { start, length: length.get() };
+        // SAFETY: the range is ours; the advice changes page sizes only.
+        unsafe { madvise(start, mapping.length, MmapAdvise::MADV_NOHUGEPAGE) }?;
+        Ok(mapping)
+    }
+
+    /// Changes the rights of every page.
+    pub fn protect(&mut self, rights: ProtFlags) -> Result<()> {
+        // SAFETY: the range is ours and no reference into it lives across this call.
+        unsafe { mprotect(self.start, self.length, rights) }.context("mprotect")
+    }
+
+    /// First address.
+    pub fn start(&self) -> NonNull<libc::c_void> {
+        self.start
+    }
+
+    /// Writes `value` to the first byte of page `page`, which must be writable.
+    pub fn touch(&mut self, page: usize, value: u8) {
+        assert!(page < self.length / PAGE);
+        // SAFETY: inside the mapping, by the line above.
+        unsafe { self.start.cast::<u8>().add(page * PAGE).write_volatile(value) };
+    }
+
+    /// The first byte of page `page`, which must be readable.
+    pub fn peek(&self, page: usize) -> u8 {
+        assert!(page < self.length / PAGE);
+        // SAFETY: inside the mapping, by the line above.
+        unsafe { self.start.cast::<u8>().add(page * PAGE).read_volatile() }
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        // SAFETY: the range is ours and nothing refers to it any more.
+        let _ = unsafe { munmap(self.start, self.length) };
+    }
+}

@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Attacks on the running kernel, for a test of what stops them. Never load this on a machine
+ * that matters.
+ *
+ * /proc/ravelin_probes/list   name, tab, description; one line per probe that applies here
+ * /proc/ravelin_probes/run    write "name user-page", read "name, tab, result, tab, detail"
+ * /proc/ravelin_probes/state  read "state, tab, kept or lost, tab, detail": no attack, a check
+ *                             that the registers of this CPU survive what a hypervisor does
+ * /proc/ravelin_probes/off    any write powers off at once, even if other CPUs are dead
+ */
+#include <linux/cpumask.h>
+#include <linux/module.h>
+#include <linux/mutex.h>
+#include <linux/proc_fs.h>
+#include <linux/seq_file.h>
+#include <linux/string.h>
+#include <linux/uaccess.h>
+
+#include "probes.h"
+
+unsigned long stext, etext, rodata, ro_after_init, jump_start, jump_end;
+module_param(stext, ulong, 0);
+MODULE_PARM_DESC(stext, "address of _stext");
+module_param(etext, ulong, 0);
+MODULE_PARM_DESC(etext, "address of _etext");
+module_param(rodata, ulong, 0);
+MODULE_PARM_DESC(rodata, "address of a byte of read-only data");
+module_param(ro_after_init, ulong, 0);
+MODULE_PARM_DESC(ro_after_init, "address of a flag that is read-only after init");
+module_param(jump_start, ulong, 0);
+MODULE_PARM_DESC(jump_start, "address of __start___jump_table");
+module_param(jump_end, ulong, 0);
+MODULE_PARM_DESC(jump_end, "address of __stop___jump_table");
+
+static const struct probe *const tables[] = {
+	text_probes,	   patch_probes,   execute_probes, control_probes,
+	descriptor_probes, machine_probes, race_probes,	   last_probes,
+};
+
+static const char *const result_names[] = { "succeeded", "refused", "error" };
+
+static DEFINE_MUTEX(running);
+static char answer[320];
+
+enum result finish(struct run *run, enum result result, const char *format, ...)
+{
+	va_list arguments;
+
+	va_start(arguments, format);
+	vscnprintf(run->detail, sizeof(run->detail), format, arguments);
+	va_end(arguments);
+	return result;
+}
+
+bool more_than_one_cpu(void)
+{
+	return num_online_cpus() > 1;
+}
+
+static int show_list(struct seq_file *file, void *unused)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(tables); i++)
+		for (const struct probe *probe = tables[i]; probe->name; probe++)
+			if (!probe->applies || probe->applies())
+				seq_printf(file, "%s\t%s\n", probe->name, probe->description);
+	return 0;
+}
+
+static int show_state(struct seq_file *file, void *unused)
+{
+	struct run run = {};
+	bool kept = check_state(&run) == SUCCEEDED;
+
+	seq_printf(file, "state\t%s\t%s\n", kept ? "kept" : "lost", run.detail);
+	return 0;
+}
+
+static int open_list(struct inode *inode, struct file *file)
+{
+	return single_open(file, show_list, NULL);
+}
+
+static int open_state(struct inode *inode, struct file *file)
+{
+	return single_open(file, show_state, NULL);
+}
+
+static const struct probe *find(const char *name)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(tables); i++)
+		for (const struct probe *probe = tables[i]; probe->name; probe++)
+			if (!strcmp(probe->name, name))
+				return probe->applies && !probe->applies() ? NULL : probe;
+	return NULL;
+}
+
+static ssize_t write_run(struct file *file, const char __user *text, size_t length, loff_t *at)
+{
+	char line[80], name[48];
+	struct run run = {};
+	const struct probe *probe;
+	enum result result;
+
+	if (length >= sizeof(line))
+		return -EINVAL;
+	if (copy_from_user(line, text, length))
+		return -EFAULT;
+	line[length] = 0;
+	if (sscanf(line, "%47s %lx", name, &run.user) < 1)
+		return -EINVAL;
+	probe = find(name);
+	if (!probe)
+		return -ENOENT;
+	mutex_lock(&running);
+	result = probe->run(&run);
+	scnprintf(answer, sizeof(answer), "%s\t%s\t%s\n", name, result_names[result], run.detail);
+	mutex_unlock(&running);
+	return length;
+}
+
+static ssize_t read_run(struct file *file, char __user *to, size_t length, loff_t *at)
+{
+	return simple_read_from_buffer(to, length, at, answer, strlen(answer));
+}
+
+static ssize_t write_off(struct file *file, const char __user *text, size_t length, loff_t *at)
+{
+	power_off();
+	return -EIO;
+}
+
+static const struct proc_ops list_ops = {
+	.proc_open = open_list,
+	.proc_read = seq_read,
+	.proc_lseek = seq_lseek,
+	.proc_release = single_release,
+};
+
+static const struct proc_ops state_ops = {
+	.proc_open = open_state,
+	.proc_read = seq_read,
+	.proc_lseek = seq_lseek,
+	.proc_release = single_release,
+};
+
+static const struct proc_ops run_ops = {
+	.proc_read = read_run,
+	.proc_write = write_run,
+	.proc_lseek = default_llseek,
+};
+
+static const struct proc_ops off_ops = {
+	.proc_write = write_off,
+};
+
+static struct proc_dir_entry *directory;
+
+static int __init probes_init(void)
+{
+	int error;
+
+	if (!stext || !etext || !rodata || !ro_after_init || !jump_start || !jump_end) {
+		pr_err("ravelin_probes: give every address as a parameter (see modinfo)\n");
+		return -EINVAL;
+	}
+	error = execute_init();
+	if (error)
+		return error;
+	directory = proc_mkdir("ravelin_probes", NULL);
+	if (!directory || !proc_create("list", 0400, directory, &list_ops) ||
+	    !proc_create("state", 0400, directory, &state_ops) ||
+	    !proc_create("run", 0600, directory, &run_ops) ||
+	    !proc_create("off", 0200, directory, &off_ops)) {
+		proc_remove(directory);
+		execute_exit();
+		return -ENOMEM;
+	}
+	return 0;
+}
+
+static void __exit probes_exit(void)
+{
+	proc_remove(directory);
+	execute_exit();
+}
+
+module_init(probes_init);
+module_exit(probes_exit);
+MODULE_DESCRIPTION("Attack probes for the Ravelin hypervisor");
+MODULE_LICENSE("GPL");

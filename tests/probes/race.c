@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Two CPUs: one writes a page while it becomes code.
+ *
+ * CPU B writes the page through a writable alias without pause, so the alias sits in its TLB.
+ * CPU A makes the alias's entry read-only but does not flush B, so no page table shows a writer
+ * any more, and executes the page. Two outcomes protect the kernel: B's stale translation stops
+ * working before the first instruction runs, or the execution is refused. If B was stopped, A makes the
+ * alias writable again, writes, and executes once more: code that somebody can write.
+ */
+#include <linux/cpumask.h>
+#include <linux/delay.h>
+#include <linux/mm.h>
+#include <linux/smp.h>
+#include <linux/vmalloc.h>
+
+#include "attempt.h"
+#include "probes.h"
+#include "tables.h"
+
+#define MILLISECONDS 300
+
+void raced_function(void);
+
+static struct {
+	void *constant; /* the function's constant, through the alias */
+	u32 written; /* the constant of the last write */
+	bool stop, faulted, ended;
+} writer;
+
+static void write_on(void *unused)
+{
+	for (u32 value = 1; !READ_ONCE(writer.stop); value++) {
+		if (!attempt_write32(writer.constant, value)) {
+			WRITE_ONCE(writer.faulted, true);
+			break;
+		}
+		WRITE_ONCE(writer.written, value);
+	}
+	WRITE_ONCE(writer.ended, true);
+}
+
+static call_single_data_t writing = CSD_INIT(write_on, NULL);
+
+/* Calls the page until its constant changes under the call, or for MILLISECONDS. */
+static enum result watch(struct run *run, bool *undecided)
+{
+	struct call first = call_function(raced_function), next = first;
+
+	*undecided = false;
+	for (unsigned int i = 0; i < MILLISECONDS && !next.faulted; i++) {
+		if (next.value != first.value)
+			return finish(run, SUCCEEDED,
+				      "CPU B changed running code from %#x to %#x by a stale translation",
+				      first.value, next.value);
+		mdelay(1);
+		next = call_function(raced_function);
+	}
+	if (next.faulted)
+		return finish(run, REFUSED, "execution faulted while the page was written");
+	*undecided = true;
+	return finish(run, REFUSED, "the writer was stopped");
+}
+
+/* The page is code and nobody writes it: open the alias again and change the code. */
+static enum result rewrite(struct run *run, struct leaf *alias)
+{
+	u32 value = writer.written + 1000;
+	struct call call;
+
+	leaf_restore(alias);
+	if (!attempt_write32(writer.constant, value))
+		return finish(run, REFUSED, "stale writer stopped, then write to the code faulted");
+	call = call_function(raced_function);
+	if (call.faulted)
+		return finish(run, REFUSED,
+			      "stale writer stopped, then execution of the written page faulted");
+	if (call.value != value)
+		return finish(run, REFUSED, "stale writer stopped, then the write had no effect");
+	return finish(run, SUCCEEDED, "code changed to %#x after it ran", value);
+}
+
+static enum result stale_tlb(struct run *run)
+{
+	unsigned int other = cpumask_any_but(cpu_online_mask, raw_smp_processor_id());
+	struct page *page = vmalloc_to_page(raced_function);
+	void *alias = vmap(&page, 1, VM_MAP, PAGE_KERNEL);
+	enum result result;
+	struct leaf leaf;
+	bool undecided;
+
+	if (!alias || other >= nr_cpu_ids || !leaf_find(&leaf, (unsigned long)alias)) {
+		vunmap(alias);
+		return finish(run, UNUSABLE, "no alias or no second CPU");
+	}
+	memset(&writer, 0, sizeof(writer));
+	writer.constant = alias + 1;
+	if (smp_call_function_single_async(other, &writing)) {
+		vunmap(alias);
+		return finish(run, UNUSABLE, "CPU %u takes no call", other);
+	}
+	for (unsigned int i = 0; i < MILLISECONDS && !READ_ONCE(writer.written); i++)
+		mdelay(1);
+	leaf_forge_here(&leaf, 0, ENTRY_WRITE);
+	result = watch(run, &undecided);
+	WRITE_ONCE(writer.stop, true);
+	while (!READ_ONCE(writer.ended))
+		cpu_relax();
+	if (undecided)
+		result = rewrite(run, &leaf);
+	vunmap(alias);
+	return result;
+}
+
+const struct probe race_probes[] = {
+	{ "stale-tlb", "write a page from one CPU while another makes it code", stale_tlb,
+	  more_than_one_cpu },
+	{}
+};

@@ -1,0 +1,244 @@
+//! `cargo xtask bench`: what Ravelin costs.
+//!
+//! Instructions are counted by the emulator (`-icount`: one nanosecond of guest time for each, so
+//! the guest's time-stamp counter counts them) and repeat exactly. Time is measured in runs of
+//! its own without that, and is only as good as this machine is quiet.
+
+use crate::boot::{boot, machine};
+use crate::build::{Built, build};
+use crate::packages::Flavour;
+use crate::progress::Step;
+use crate::table;
+use abi::policy::{Policy, SupervisorExec};
+use anyhow::Context;
+use ravelin::machine::Protection;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+/// What can be typed after `bench`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// A tenth of the rounds
+    #[arg(long)]
+    quick: bool,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Counts by the name of their kind.
+type Exits = BTreeMap<String, u64>;
+
+/// What the guest says after a loop.
+#[derive(Deserialize)]
+struct Loop {
+    name: String,
+    iterations: u64,
+    ticks: u64,
+    nanoseconds: u64,
+    exits: Option<Exits>,
+}
+
+/// What the guest says when its first process starts.
+#[derive(Deserialize)]
+struct Boot {
+    ticks: u64,
+    exits: Option<Exits>,
+}
+
+/// One phase in one configuration.
+#[derive(Clone, Serialize)]
+struct Measured {
+    phase: String,
+    iterations: u64,
+    instructions: u64,
+    nanoseconds: u64,
+    exits: Exits,
+}
+
+/// One phase under Ravelin, compared.
+#[derive(Serialize)]
+struct Cost {
+    phase: String,
+    iterations: u64,
+    instruction_ratio: f64,
+    instruction_goal: Option<f64>,
+    time_ratio: f64,
+    exits: Exits,
+}
+
+#[derive(Serialize)]
+struct Result {
+    kernel: String,
+    bare: Vec<Measured>,
+    views_off: Vec<Cost>,
+    views_on: Vec<Cost>,
+    /// Instructions that an intercepted CPUID takes more than one that is not.
+    instructions_per_cpuid_exit: f64,
+    instructions_per_cpuid_exit_goal: f64,
+}
+
+const CPUID_GOAL: f64 = 200.0;
+
+/// Runs the command.
+///
+/// # Errors
+/// Something is missing, does not build, or does not run to its end.
+pub fn run(args: &Args, install: bool) -> anyhow::Result<bool> {
+    let built = build(&[Flavour::Cloud], install)?;
+    let job = if args.quick { "bench:quick" } else { "bench" };
+    let views = Policy::default();
+    let off = Policy { supervisor_exec: SupervisorExec::Off, ..views };
+    let announce = Policy { announce: true, ..off };
+
+    let bare = measure(&built, job, "bare", &Protection::Bare)?;
+    let views_off = measure(&built, job, "views off", &built.ravelin(off))?;
+    let views_on = measure(&built, job, "views on", &built.ravelin(views))?;
+    let announced = counted(&built, "bench:quick", "CPUID announced", &built.ravelin(announce))?;
+    let result = Result {
+        kernel: built.guest(Flavour::Cloud)?.kernel.release.clone(),
+        views_off: compare(&bare, views_off, |phase| match phase {
+            "boot" => Some(1.02),
+            "cpuid" => None,
+            _ => Some(1.005),
+        }),
+        views_on: compare(&bare, views_on, |phase| (phase == "boot").then_some(1.25)),
+        instructions_per_cpuid_exit: per_cpuid(&announced)? - per_cpuid(&bare)?,
+        instructions_per_cpuid_exit_goal: CPUID_GOAL,
+        bare,
+    };
+    if args.json {
+        anstream::println!("{}", serde_json::to_string_pretty(&result)?);
+    } else {
+        print(&result);
+    }
+    Ok(true)
+}
+
+/// Instructions from one run, times from another.
+fn measure(
+    built: &Built,
+    job: &str,
+    name: &str,
+    protection: &Protection,
+) -> anyhow::Result<Vec<Measured>> {
+    let mut phases = counted(built, job, name, protection)?;
+    let timed = one_run(built, job, name, protection, false)?;
+    for (phase, timed) in phases.iter_mut().zip(timed) {
+        phase.nanoseconds = timed.nanoseconds;
+    }
+    Ok(phases)
+}
+
+fn counted(
+    built: &Built,
+    job: &str,
+    name: &str,
+    protection: &Protection,
+) -> anyhow::Result<Vec<Measured>> {
+    one_run(built, job, name, protection, true)
+}
+
+fn one_run(
+    built: &Built,
+    job: &str,
+    name: &str,
+    protection: &Protection,
+    icount: bool,
+) -> anyhow::Result<Vec<Measured>> {
+    let what = if icount { "instructions" } else { "time" };
+    let step = Step::begin(&format!("measure {what}, {name}"), Some(8));
+    let guest = built.guest(Flavour::Cloud)?;
+    let mut machine = machine(&guest.kernel.image, &guest.initrd, job, protection.clone());
+    // Instructions must not depend on where the kernel happens to be.
+    machine.append += " nokaslr";
+    machine.icount = icount;
+    machine.timeout = Some(Duration::from_secs(300));
+    let log = format!("bench-{what}-{}", name.replace(' ', "-"));
+    let report = boot(&log, &machine, &mut |word, value| {
+        if matches!(word, "boot" | "bench") {
+            let phase = value.get("name").and_then(|name| name.as_str());
+            step.advance(phase.unwrap_or("boot"));
+        }
+        ControlFlow::Continue(())
+    });
+    step.end(report.as_ref().is_ok_and(|report| report.finished().is_ok()));
+    let report = report?;
+    report.finished()?;
+    let boots: Vec<Boot> = report.all("boot")?;
+    let boot = boots.into_iter().next().context("the guest did not report its boot")?;
+    let at = report.words.iter().find(|word| word.name == "boot").map(|word| word.at);
+    let boot = Measured {
+        phase: "boot".to_owned(),
+        iterations: 1,
+        instructions: boot.ticks,
+        nanoseconds: u64::try_from(at.unwrap_or_default().as_nanos())?,
+        exits: boot.exits.unwrap_or_default(),
+    };
+    let loops = report.all("bench")?.into_iter().map(|of: Loop| Measured {
+        phase: of.name,
+        iterations: of.iterations,
+        instructions: of.ticks,
+        nanoseconds: of.nanoseconds,
+        exits: of.exits.unwrap_or_default(),
+    });
+    Ok([boot].into_iter().chain(loops).collect())
+}
+
+fn compare(
+    bare: &[Measured],
+    phases: Vec<Measured>,
+    goal: impl Fn(&str) -> Option<f64>,
+) -> Vec<Cost> {
+    let pairs = bare.iter().zip(phases);
+    let cost = |(bare, phase): (&Measured, Measured)| Cost {
+        instruction_ratio: ratio(phase.instructions, bare.instructions),
+        instruction_goal: goal(&phase.phase),
+        time_ratio: ratio(phase.nanoseconds, bare.nanoseconds),
+        phase: phase.phase,
+        iterations: phase.iterations,
+        exits: phase.exits,
+    };
+    pairs.map(cost).collect()
+}
+
+fn per_cpuid(phases: &[Measured]) -> anyhow::Result<f64> {
+    let phase = phases.iter().find(|phase| phase.phase == "cpuid");
+    let phase = phase.context("the guest did not measure CPUID")?;
+    Ok(ratio(phase.instructions, phase.iterations))
+}
+
+fn ratio(of: u64, to: u64) -> f64 {
+    of as f64 / to as f64
+}
+
+fn print(result: &Result) {
+    anstream::println!("{}, one CPU, ratios to the bare machine", result.kernel);
+    for (name, costs) in [("views off", &result.views_off), ("views on", &result.views_on)] {
+        let mut table = table(&[name, "instructions", "goal", "time", "exits"]);
+        for cost in costs {
+            let goal = cost.instruction_goal.map_or_else(String::new, |goal| {
+                let met = if cost.instruction_ratio <= goal { "met" } else { "MISSED" };
+                format!("{goal} {met}")
+            });
+            table.add_row([
+                cost.phase.clone(),
+                format!("{:.4}", cost.instruction_ratio),
+                goal,
+                format!("{:.2}", cost.time_ratio),
+                exits(cost),
+            ]);
+        }
+        anstream::println!("{table}");
+    }
+    let cost = result.instructions_per_cpuid_exit;
+    let met = if cost <= CPUID_GOAL { "met" } else { "MISSED" };
+    anstream::println!("an intercepted CPUID: {cost:.0} instructions (goal {CPUID_GOAL}: {met})");
+}
+
+fn exits(cost: &Cost) -> String {
+    let kinds = cost.exits.iter().filter(|(name, count)| *name != "exits" && **count > 0);
+    kinds.map(|(name, count)| format!("{name} {count}")).collect::<Vec<_>>().join(", ")
+}

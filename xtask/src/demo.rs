@@ -1,0 +1,130 @@
+//! `cargo xtask demo`: the same attacks on the same kernel, without Ravelin and under it.
+
+use crate::boot::{Report, boot, machine};
+use crate::build::{Built, build};
+use crate::judge::{Probe, Row, judge};
+use crate::packages::Flavour;
+use crate::probes;
+use crate::progress::Step;
+use crate::table;
+use abi::policy::Policy;
+use anyhow::Context;
+use ravelin::machine::{Ended, Protection};
+use serde::Serialize;
+use std::ops::ControlFlow;
+
+/// What can be typed after `demo`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Number of CPUs; two of the attacks need a second one
+    #[arg(long, value_name = "N", default_value = "2", value_parser = ravelin::check::cpus)]
+    smp: usize,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Everything that was seen.
+#[derive(Serialize)]
+pub struct Demo {
+    /// The kernel's release.
+    kernel: String,
+    /// CPUs of the machine.
+    cpus: usize,
+    /// One row per attack.
+    pub attacks: Vec<Row>,
+    /// What else is wrong.
+    pub problems: Vec<String>,
+}
+
+/// Runs the command; whether everything is as it must be.
+///
+/// # Errors
+/// Something is missing, or does not build or boot.
+pub fn run(args: &Args, install: bool) -> anyhow::Result<bool> {
+    let built = build(&[Flavour::Cloud], install)?;
+    let demo = attack(&built, args.smp)?;
+    if args.json {
+        anstream::println!("{}", serde_json::to_string_pretty(&demo)?);
+    } else {
+        print(&demo);
+    }
+    Ok(demo.problem().is_none())
+}
+
+/// Boots the cloud kernel twice and attacks it.
+///
+/// # Errors
+/// A machine could not be started, or the guest speaks another language.
+pub fn attack(built: &Built, cpus: usize) -> anyhow::Result<Demo> {
+    let guest = built.guest(Flavour::Cloud)?;
+    let bare = attack_one(built, cpus, Protection::Bare)?;
+    let ravelin = attack_one(built, cpus, built.ravelin(Policy::default()))?;
+    let (attacks, mut problems) =
+        judge(cpus, &bare.all("probe")?, &ravelin.all("probe")?, &ravelin.violations());
+    for (name, report) in [("bare", &bare), ("under Ravelin", &ravelin)] {
+        for error in report.all::<serde_json::Value>("error")? {
+            problems.push(format!("{name}: {error}"));
+        }
+        if let Err(error) = report.finished() {
+            problems.push(format!("{name}: {error:#}"));
+        }
+    }
+    Ok(Demo { kernel: guest.kernel.release.clone(), cpus, attacks, problems })
+}
+
+fn attack_one(built: &Built, cpus: usize, protection: Protection) -> anyhow::Result<Report> {
+    let guest = built.guest(Flavour::Cloud)?;
+    let name = match protection {
+        Protection::Bare => "bare",
+        Protection::Ravelin { .. } => "under-ravelin",
+    };
+    let plural = if cpus == 1 { "" } else { "s" };
+    let label = format!("attack {}, {cpus} CPU{plural}, {name}", guest.kernel.release);
+    let step = Step::begin(&label, u64::try_from(probes::expected(cpus)).ok());
+    let mut machine = machine(&guest.kernel.image, &guest.initrd, "probe", protection);
+    machine.cpus = cpus;
+    let report = boot(&format!("demo-{cpus}-{name}"), &machine, &mut |word, value| {
+        if word == "probe" {
+            let probe: Option<Probe> = serde_json::from_value(value.clone()).ok();
+            step.advance(&probe.map(|probe| probe.name).unwrap_or_default());
+        }
+        ControlFlow::Continue(())
+    });
+    let good = report.as_ref().is_ok_and(|report| report.outcome.ended == Ended::PowerOff);
+    step.end(good);
+    report.with_context(|| format!("{label} failed"))
+}
+
+impl Demo {
+    /// The first thing that is not as it must be.
+    pub fn problem(&self) -> Option<String> {
+        let row = |row: &Row| row.problem.as_ref().map(|why| format!("{}: {why}", row.name));
+        self.attacks.iter().find_map(row).or_else(|| self.problems.first().cloned())
+    }
+}
+
+fn print(demo: &Demo) {
+    let mut table = table(&["attack", "bare", "under Ravelin", "event"]);
+    for row in &demo.attacks {
+        let name = if row.description.is_empty() { &row.name } else { &row.description };
+        let mark = if row.problem.is_some() { " (!)" } else { "" };
+        let events = row.events.join(", ");
+        table.add_row([&format!("{name}{mark}"), &row.bare, &row.ravelin, &events]);
+    }
+    anstream::println!("{} with {} CPU(s)\n{table}", demo.kernel, demo.cpus);
+    for row in &demo.attacks {
+        if let Some(problem) = &row.problem {
+            anstream::println!("(!) {}: {problem}", row.name);
+        }
+    }
+    for problem in &demo.problems {
+        anstream::println!("(!) {problem}");
+    }
+    let good = demo.attacks.iter().filter(|row| row.problem.is_none()).count();
+    anstream::println!(
+        "{good} of {} attacks succeeded on the bare machine, were refused under Ravelin and left \
+         exactly one event",
+        demo.attacks.len()
+    );
+}

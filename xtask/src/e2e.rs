@@ -1,0 +1,315 @@
+//! End-to-end tests: whole machines, each with what must come of it.
+
+use crate::boot::{Report, boot, machine};
+use crate::build::Built;
+use crate::demo::attack;
+use crate::packages::Flavour::{self, Cloud, Generic};
+use crate::progress::Step;
+use crate::refusals;
+use crate::shell::guest_folder;
+use crate::test::Tally;
+use abi::event::{LockReport, Verdict, ViolationKind};
+use abi::policy::{Modules, Policy, SupervisorExec};
+use anyhow::{bail, ensure};
+use ravelin::machine::{Ended, Machine, Protection, interrupted};
+use serde::Deserialize;
+use std::ops::ControlFlow;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// One test. Its log is `target/guest/logs/NAME.log`.
+pub struct Case {
+    /// Its name, which is also that of its log.
+    pub name: String,
+    /// Fails with what is not as it must be.
+    pub run: Box<Test>,
+}
+
+/// A test, told its name and what was built.
+type Test = dyn Fn(&str, &Built) -> anyhow::Result<()>;
+
+/// A test of this name.
+pub fn case(
+    name: impl Into<String>,
+    run: impl Fn(&str, &Built) -> anyhow::Result<()> + 'static,
+) -> Case {
+    Case { name: name.into(), run: Box::new(run) }
+}
+
+/// Runs every test whose name contains `only`; the stress tests run for `seconds`.
+///
+/// # Errors
+/// A signal ended it. Failed tests are counted in `tally`.
+pub fn run(
+    built: &Built,
+    seconds: u64,
+    only: Option<&str>,
+    tally: &mut Tally,
+) -> anyhow::Result<()> {
+    let logs = guest_folder("logs")?;
+    for case in cases(seconds).into_iter().chain(refusals::cases()) {
+        if !case.name.contains(only.unwrap_or_default()) {
+            continue;
+        }
+        let step = Step::begin(&case.name, None);
+        let result = (case.run)(&case.name, built);
+        step.end(result.is_ok());
+        match result {
+            Ok(()) => tally.passed += 1,
+            Err(error) => {
+                tally.failed += 1;
+                anstream::eprintln!("          {error:#}\n          logs: {}", logs.display());
+            }
+        }
+        if interrupted()?.load(Ordering::Relaxed) {
+            bail!("interrupted");
+        }
+    }
+    Ok(())
+}
+
+const MIB: u64 = 1 << 20;
+
+fn cases(seconds: u64) -> Vec<Case> {
+    let mut cases = vec![
+        case("attacks-1-cpu", |_, built| all_attacks(built, 1)),
+        case("attacks-2-cpus", |_, built| all_attacks(built, 2)),
+    ];
+    for (flavour, cpus, memory) in [
+        (Cloud, 1, 512 * MIB),
+        (Cloud, 2, 2048 * MIB),
+        (Cloud, 4, 6144 * MIB),
+        (Generic, 1, 512 * MIB),
+        (Generic, 2, 6144 * MIB),
+        (Generic, 4, 1024 * MIB),
+    ] {
+        let name = format!("boot-{flavour:?}-{cpus}-cpu-{}-mib", memory / MIB).to_lowercase();
+        cases.push(case(name, move |name, built| boots(name, built, flavour, cpus, memory)));
+    }
+    for (flavour, cpus) in [(Cloud, 1), (Cloud, 4), (Generic, 2)] {
+        let name = format!("stress-{flavour:?}-{cpus}-cpu").to_lowercase();
+        let run = move |name: &str, built: &Built| stress(name, built, flavour, cpus, seconds);
+        cases.push(case(name, run));
+    }
+    cases.extend([
+        case("reboot", reboots),
+        case("no-reboot", stays_down),
+        case("policy-log", policy_log),
+        case("policy-stop", policy_stop),
+        case("policy-no-modules", policy_no_modules),
+        case("policy-views-off", |name, built| {
+            let policy = Policy { supervisor_exec: SupervisorExec::Off, ..Policy::default() };
+            stress_under(name, built, policy)
+        }),
+        case("policy-announce", |name, built| {
+            stress_under(name, built, Policy { announce: true, ..Policy::default() })
+        }),
+    ]);
+    cases
+}
+
+fn all_attacks(built: &Built, cpus: usize) -> anyhow::Result<()> {
+    match attack(built, cpus)?.problem() {
+        None => Ok(()),
+        Some(problem) => bail!(problem),
+    }
+}
+
+/// A machine for `job` under Ravelin.
+pub fn protected(
+    built: &Built,
+    flavour: Flavour,
+    job: &str,
+    policy: Policy,
+) -> anyhow::Result<Machine> {
+    let guest = built.guest(flavour)?;
+    Ok(machine(&guest.kernel.image, &guest.initrd, job, built.ravelin(policy)))
+}
+
+/// Boots without watching.
+pub fn quietly(name: &str, machine: &Machine) -> anyhow::Result<Report> {
+    boot(name, machine, &mut |_, _| ControlFlow::Continue(()))
+}
+
+fn no_violation(report: &Report) -> anyhow::Result<()> {
+    let violations = report.violations();
+    ensure!(violations.is_empty(), "{} violations: {violations:x?}", violations.len());
+    Ok(())
+}
+
+/// What the guest says when its first process starts.
+#[derive(Deserialize)]
+struct Boot {
+    cpus: usize,
+}
+
+fn boots(
+    name: &str,
+    built: &Built,
+    flavour: Flavour,
+    cpus: usize,
+    memory: u64,
+) -> anyhow::Result<()> {
+    let machine =
+        Machine { cpus, memory, ..protected(built, flavour, "poweroff", Policy::default())? };
+    let report = quietly(name, &machine)?;
+    report.finished()?;
+    let boots: Vec<Boot> = report.all("boot")?;
+    let seen: Vec<usize> = boots.iter().map(|boot| boot.cpus).collect();
+    ensure!(seen == [cpus], "CPUs seen by the guest: {seen:?}, given: {cpus}");
+    let locks = report.locks();
+    let whole = locks.last().is_some_and(|lock| lock.stage == 2);
+    ensure!(whole, "text and read-only data were not both locked: {locks:?}");
+    let sane = |lock: &LockReport| lock.text_frames > 0 && lock.conflicting_frames == 0;
+    ensure!(locks.iter().all(sane), "a lock is not as it must be: {locks:?}");
+    no_violation(&report)
+}
+
+/// What the guest says after a stress test.
+#[derive(Deserialize)]
+struct Stress {
+    ok: bool,
+    toggles: u64,
+    errors: Vec<String>,
+}
+
+fn stress(
+    name: &str,
+    built: &Built,
+    flavour: Flavour,
+    cpus: usize,
+    seconds: u64,
+) -> anyhow::Result<()> {
+    let job = format!("stress:{seconds}");
+    let machine = Machine { cpus, ..protected(built, flavour, &job, Policy::default())? };
+    check_stress(name, machine, seconds)
+}
+
+fn stress_under(name: &str, built: &Built, policy: Policy) -> anyhow::Result<()> {
+    check_stress(name, protected(built, Cloud, "stress:5", policy)?, 5)
+}
+
+fn check_stress(name: &str, mut machine: Machine, seconds: u64) -> anyhow::Result<()> {
+    machine.timeout = Some(Duration::from_secs(180 + 3 * seconds));
+    let report = quietly(name, &machine)?;
+    report.finished()?;
+    let results: Vec<Stress> = report.all("stress")?;
+    let [result] = results.as_slice() else { bail!("{} stress reports", results.len()) };
+    ensure!(result.ok, "{}", result.errors.join("; "));
+    ensure!(result.toggles > 0, "no static key was toggled");
+    no_violation(&report)
+}
+
+fn reboots(name: &str, built: &Built) -> anyhow::Result<()> {
+    let mut machine = protected(built, Cloud, "reboot", Policy::default())?;
+    machine.no_reboot = false;
+    machine.cpus = 2;
+    let mut boots = 0;
+    let report = boot(name, &machine, &mut |word, _| {
+        boots += usize::from(word == "boot");
+        if boots == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?;
+    ensure!(report.outcome.ended == Ended::Enough, "it ended with {:?}", report.outcome.ended);
+    let locks = report.locks().iter().filter(|lock| lock.stage == 2).count();
+    ensure!(locks == 2, "booted twice, but locked {locks} times");
+    no_violation(&report)
+}
+
+fn stays_down(name: &str, built: &Built) -> anyhow::Result<()> {
+    let report = quietly(name, &protected(built, Cloud, "reboot", Policy::default())?)?;
+    ensure!(report.outcome.ended == Ended::Reset, "it ended with {:?}", report.outcome.ended);
+    Ok(())
+}
+
+/// A policy with this reaction to everything.
+fn always(verdict: Verdict) -> Policy {
+    Policy { reactions: [verdict; ViolationKind::COUNT], ..Policy::default() }
+}
+
+fn policy_log(name: &str, built: &Built) -> anyhow::Result<()> {
+    let mut policy = Policy::default();
+    for kind in [ViolationKind::WriteText, ViolationKind::ControlRegister, ViolationKind::Msr] {
+        if let Some(reaction) = policy.reactions.get_mut(kind as usize) {
+            *reaction = Verdict::Log;
+        }
+    }
+    let report = quietly(name, &protected(built, Cloud, "probe", policy)?)?;
+    report.finished()?;
+    for probe in report.all::<crate::judge::Probe>("probe")? {
+        if matches!(probe.name.as_str(), "text-pte" | "cr4-smep" | "msr-star") {
+            ensure!(
+                probe.result == "succeeded" && probe.last_event > probe.first_event,
+                "{} should succeed and be logged, but: {} {}",
+                probe.name,
+                probe.result,
+                probe.detail
+            );
+        }
+    }
+    for (sequence, violation) in report.violations() {
+        let expected = policy.reactions.get(usize::from(violation.kind)).map(|v| *v as u8);
+        ensure!(Some(violation.verdict) == expected, "event {sequence} has another verdict");
+    }
+    Ok(())
+}
+
+fn policy_stop(name: &str, built: &Built) -> anyhow::Result<()> {
+    let report = quietly(name, &protected(built, Cloud, "probe", always(Verdict::Stop))?)?;
+    ensure!(report.outcome.ended == Ended::Stopped, "it ended with {:?}", report.outcome.ended);
+    let violations = report.violations();
+    let [(_, violation)] = violations.as_slice() else {
+        bail!("{} violations, not one", violations.len());
+    };
+    ensure!(violation.verdict == Verdict::Stop as u8, "the event does not say stop");
+    ensure!(report.count("probe") == 0, "the guest went on");
+    Ok(())
+}
+
+fn policy_no_modules(name: &str, built: &Built) -> anyhow::Result<()> {
+    let policy = Policy { modules: Modules::Deny, ..Policy::default() };
+    let report = quietly(name, &protected(built, Cloud, "probe", policy)?)?;
+    ensure!(report.count("probe") == 0, "the module was loaded and ran");
+    let violations = report.violations();
+    let (_, first) = violations.first().ok_or_else(|| anyhow::anyhow!("no event"))?;
+    ensure!(first.kind == ViolationKind::Execute as u8, "the event is of another kind");
+    Ok(())
+}
+
+/// A machine that must not start the kernel.
+pub fn refused(
+    name: &str,
+    built: &Built,
+    change: impl FnOnce(&mut Machine) -> anyhow::Result<()>,
+) -> anyhow::Result<String> {
+    let mut machine = protected(built, Cloud, "poweroff", Policy::default())?;
+    machine.timeout = Some(Duration::from_secs(60));
+    change(&mut machine)?;
+    let report = quietly(name, &machine)?;
+    let console = std::fs::read_to_string(&report.log)?;
+    ensure!(
+        report.words.is_empty() && !console.contains("Linux version"),
+        "the kernel was started, see {}",
+        report.log.display()
+    );
+    match report.outcome.ended {
+        Ended::Failed(reason) => Ok(reason),
+        ended => bail!("it ended with {ended:?} instead of a message"),
+    }
+}
+
+/// The manifest of the kernel of this flavour.
+pub fn manifest(built: &Built, flavour: Flavour) -> anyhow::Result<Vec<u8>> {
+    ravelin::cache::manifest(&std::fs::read(&built.guest(flavour)?.kernel.image)?)
+}
+
+/// Boots with these bytes for a manifest.
+pub fn with_manifest(name: &str, built: &Built, bytes: &[u8]) -> anyhow::Result<String> {
+    let path = guest_folder("logs")?.join(format!("{name}.manifest"));
+    std::fs::write(&path, bytes)?;
+    refused(name, built, |machine| {
+        if let Protection::Ravelin { manifest, .. } = &mut machine.protection {
+            *manifest = Some(path);
+        }
+        Ok(())
+    })
+}

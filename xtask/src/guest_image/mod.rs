@@ -1,0 +1,8 @@
+//! What a test guest boots from: the test program as init, the probe module for one kernel, and
+//! the archive that holds them.
+
+mod archive;
+mod build;
+
+pub use archive::initramfs;
+pub use build::{build_init, build_probes};

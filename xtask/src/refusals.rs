@@ -1,0 +1,127 @@
+//! End-to-end tests of bad input: there is a clear message, and nothing starts unprotected.
+
+use crate::build::Built;
+use crate::e2e::{Case, case, manifest, refused, with_manifest};
+use crate::packages::Flavour::{Cloud, Generic};
+use crate::shell::guest_folder;
+use anyhow::{Context, ensure};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Every test of bad input.
+pub fn cases() -> Vec<Case> {
+    vec![
+        case("refuse-no-svm", |name, built| {
+            says(
+                "SVM",
+                refused(name, built, |machine| {
+                    machine.cpu = Some("EPYC-v3,-svm".to_owned());
+                    Ok(())
+                })?,
+            )
+        }),
+        case("refuse-no-nested-paging", |name, built| {
+            says(
+                "nested paging",
+                refused(name, built, |machine| {
+                    machine.cpu = Some("EPYC-v3,+svm,-npt".to_owned());
+                    Ok(())
+                })?,
+            )
+        }),
+        case("refuse-little-memory", |name, built| {
+            says(
+                "memory",
+                refused(name, built, |machine| {
+                    machine.memory = 64 << 20;
+                    Ok(())
+                })?,
+            )
+        }),
+        case("refuse-foreign-manifest", |name, built| {
+            says("manifest", with_manifest(name, built, &manifest(built, Generic)?)?)
+        }),
+        case("refuse-truncated-manifest", |name, built| {
+            let bytes = manifest(built, Cloud)?;
+            let half = bytes.get(..bytes.len() / 2).unwrap_or_default();
+            says("manifest", with_manifest(name, built, half)?)
+        }),
+        case("refuse-corrupt-manifest", |name, built| {
+            let mut bytes = manifest(built, Cloud)?;
+            let middle = bytes.len() / 2;
+            if let Some(byte) = bytes.get_mut(middle) {
+                *byte ^= 1;
+            }
+            says("manifest", with_manifest(name, built, &bytes)?)
+        }),
+        case("refuse-usage", refuse_usage),
+    ]
+}
+
+fn says(word: &str, message: String) -> anyhow::Result<()> {
+    let found = message.to_lowercase().contains(&word.to_lowercase());
+    ensure!(found, "the message does not speak of {word}: {message}");
+    Ok(())
+}
+
+/// What the command itself refuses, with exit code 2 and a message that names the trouble.
+fn refuse_usage(name: &str, built: &Built) -> anyhow::Result<()> {
+    let folder = guest_folder("logs")?;
+    let file = |ending: &str, bytes: &[u8]| -> anyhow::Result<PathBuf> {
+        let path = folder.join(format!("{name}.{ending}"));
+        std::fs::write(&path, bytes)?;
+        Ok(path)
+    };
+    let guest = built.guest(Cloud)?;
+    let (kernel, initrd) = (guest.kernel.image.as_path(), guest.initrd.as_path());
+    let no_kernel = file("txt", b"This is no kernel.")?;
+    let packed = file("vmlinuz", &other_compression(&std::fs::read(kernel)?)?)?;
+    let key = file("key.toml", b"\nsupervisor_exek = \"off\"\n")?;
+    let value = file("value.toml", b"[reactions]\nmsr = \"panic\"\n")?;
+    let nowhere = Path::new("/nowhere");
+    let policy = |path: &Path| ["--policy".to_owned(), path.display().to_string()];
+    let option = |name: &str, value: &str| [name.to_owned(), value.to_owned()];
+
+    for (kernel, initrd, extra, words) in [
+        (nowhere, initrd, None, "/nowhere"),
+        (kernel, nowhere, None, "/nowhere"),
+        (&no_kernel, initrd, None, "not a bzImage"),
+        (&packed, initrd, None, "compress"),
+        (kernel, initrd, Some(policy(&key)), "supervisor_exek"),
+        (kernel, initrd, Some(policy(&value)), "line 2"),
+        (kernel, initrd, Some(policy(nowhere)), "/nowhere"),
+        (kernel, initrd, Some(option("--smp", "17")), "17"),
+        (kernel, initrd, Some(option("--mem", "255M")), "256M"),
+        (kernel, initrd, Some(option("--mem", "many")), "whole number"),
+        (kernel, initrd, Some(option("--hypervisor", "/nowhere")), "/nowhere"),
+    ] {
+        let mut run = Command::new(&built.ravelin);
+        run.args(["run", "--timeout", "30", "--kernel"]).arg(kernel).arg("--initrd").arg(initrd);
+        refuses(run.args(extra.into_iter().flatten()), words)?;
+    }
+    let mut run = Command::new(&built.ravelin);
+    run.args(["run", "--kernel"]).arg(kernel).arg("--initrd").arg(initrd).env("PATH", "/nowhere");
+    refuses(&mut run, "qemu-system-x86")
+}
+
+fn refuses(command: &mut Command, words: &str) -> anyhow::Result<()> {
+    let output = command.output()?;
+    let message = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.code() == Some(2) && output.stdout.is_empty() && message.contains(words),
+        "{command:?} should be refused with a message about {words}, but: {}, {message}",
+        output.status
+    );
+    Ok(())
+}
+
+/// The kernel with a payload that no known program has packed.
+fn other_compression(kernel: &[u8]) -> anyhow::Result<Vec<u8>> {
+    let mut kernel = kernel.to_vec();
+    let sectors = kernel.get(0x1f1).copied().context("no setup header")?;
+    let offset = kernel.get(0x248..0x24c).and_then(|bytes| bytes.try_into().ok());
+    let offset = u32::from_le_bytes(offset.context("no payload offset")?);
+    let start = (usize::from(sectors) + 1) * 512 + usize::try_from(offset)?;
+    kernel.get_mut(start..start + 6).context("no payload")?.copy_from_slice(b"PACKED");
+    Ok(kernel)
+}
