@@ -381,8 +381,8 @@ impl<'a> Run<'a> {
 
     fn outcome(self, wall: Duration) -> Outcome {
         let ended = match (self.ended, self.fatal) {
+            (Some(Ended::PowerOff | Ended::Reset), _) if self.stopped => Ended::Stopped,
             (Some(Ended::PowerOff | Ended::Reset), Some(text)) => Ended::Failed(text),
-            (Some(Ended::PowerOff | Ended::Reset), None) if self.stopped => Ended::Stopped,
             (Some(Ended::Failed(text)), _) => {
                 Ended::Failed([vec![text], self.complaints].concat().join("\n"))
             }

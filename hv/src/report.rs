@@ -1,7 +1,9 @@
 //! The event channel: records ([`abi::event`]) to the debug console at port 0xe9, which the guest
 //! cannot reach. Where there is none (bare machine, GRUB), the same things go to COM1 as text.
 
-use crate::cpu::instructions::{halt_for_ever, port_read_u8, port_write_all, port_write_u8, port_write_u16, time_stamp};
+use crate::cpu::instructions::{
+    halt_for_ever, port_read_u8, port_write_all, port_write_u8, port_write_u16, time_stamp,
+};
 use abi::event::{Header, MAGIC, MAX_PAYLOAD, RecordKind, Violation, ViolationKind};
 use arrayvec::ArrayString;
 use core::fmt::{self, Write};

@@ -13,12 +13,22 @@ use core::marker::PhantomData;
 
 /// Bytes in the smallest page, and in a frame.
 pub const PAGE_SIZE: u64 = 4096;
+/// [`PAGE_SIZE`] as a length in memory.
+pub const PAGE_BYTES: usize = 4096;
 /// log2 of [`PAGE_SIZE`].
 pub const PAGE_SHIFT: u32 = 12;
 /// Frames in a 2 MiB leaf.
 pub const FRAMES_PER_2M: u64 = 512;
 /// Frames in a 1 GiB leaf.
 pub const FRAMES_PER_1G: u64 = 512 * 512;
+
+const _: () = assert!(size_of::<usize>() == size_of::<u64>(), "Ravelin is for 64-bit machines");
+
+/// A 64-bit length as a length in memory, which is the same on the machines that Ravelin is for.
+#[expect(clippy::cast_possible_truncation, reason = "usize has 64 bits, asserted above")]
+pub const fn length(bytes: u64) -> usize {
+    bytes as usize
+}
 
 /// A space in which addresses live. The types that implement it have no values of their own.
 pub trait Space: 'static {

@@ -32,7 +32,8 @@ pub struct Machine {
     pub guest_rsdp: Gpa,
 }
 
-const NO_RSDP: &str = "no ACPI root pointer between 0xe0000 and 0xfffff; UEFI boot is not supported yet";
+const NO_RSDP: &str =
+    "no ACPI root pointer between 0xe0000 and 0xfffff; UEFI boot is not supported yet";
 const NO_MADT: &str = "no ACPI table lists the CPUs (MADT)";
 const BROKEN: &str = "an ACPI table is damaged or unreasonably long";
 
@@ -99,7 +100,7 @@ fn find_rsdp(memory: Physical<'_>) -> Result<([u8; 20], Hpa), &'static str> {
     // A page and the rest of a pointer that begins in its last 16 bytes.
     let mut buffer = [0; 4096 + 16];
     for address in (0xe_0000..0x10_0000_u64).step_by(4096) {
-        let length = buffer.len().min((0x10_0000 - address) as usize);
+        let length = buffer.len().min(addr::length(0x10_0000 - address));
         let page = buffer.get_mut(..length).ok_or(BROKEN)?;
         memory.read(Hpa::new(address), page)?;
         for bytes in page.windows(20).step_by(16) {

@@ -52,7 +52,10 @@ pub fn choose_pool(info: &BootInfo) -> Result<FrameRange<HostPhysical>, &'static
 ///
 /// # Errors
 /// The map has too many entries.
-pub fn guest_map(info: &BootInfo, pool: FrameRange<HostPhysical>) -> Result<GuestMap, &'static str> {
+pub fn guest_map(
+    info: &BootInfo,
+    pool: FrameRange<HostPhysical>,
+) -> Result<GuestMap, &'static str> {
     let mut map: GuestMap = info.regions.iter().copied().collect();
     let image = space::image();
     for own in [

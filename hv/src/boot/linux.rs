@@ -121,7 +121,8 @@ fn choose_place(info: &BootInfo, map: &GuestMap, length: u64) -> Option<Hpa> {
         } else if map.iter().any(|r| r.is_ram() && r.start <= start && end <= r.end()) {
             return Some(Hpa::new(start));
         } else {
-            let next = map.iter().filter(|r| r.is_ram() && r.start > start).map(|r| r.start).min()?;
+            let next =
+                map.iter().filter(|r| r.is_ram() && r.start > start).map(|r| r.start).min()?;
             start = next.next_multiple_of(2 * MIB);
         }
     }
@@ -184,7 +185,9 @@ fn write_first_tables(memory: Physical<'_>) -> Result<(), &'static str> {
         memory.write_u64(directory.plus(index * 8), index << 30 | LARGE)?;
     }
     let gdt = Hpa::new(GUEST_GDT.raw());
-    for (index, descriptor) in [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff].iter().enumerate() {
+    for (index, descriptor) in
+        [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff].iter().enumerate()
+    {
         memory.write_u64(gdt.plus(index as u64 * 8), *descriptor)?;
     }
     Ok(())

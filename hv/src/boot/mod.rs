@@ -99,7 +99,13 @@ const NO_POOL: Reason = "the pool is too small";
 
 fn enter_kernel(vcpu: &mut Vcpu, start: Start) -> ! {
     let zero_page = start.zero_page.raw();
-    vcpu.reset_to(start.entry, zero_page, linux::GUEST_TABLES, linux::GUEST_GDT, linux::GUEST_STACK);
+    vcpu.reset_to(
+        start.entry,
+        zero_page,
+        linux::GUEST_TABLES,
+        linux::GUEST_GDT,
+        linux::GUEST_STACK,
+    );
     vcpu.run()
 }
 

@@ -127,7 +127,11 @@ pub fn read(magic: u32, address: u64) -> Result<BootInfo, &'static str> {
             Some("initrd") => Role::Initrd,
             Some("manifest") => Role::Manifest,
             Some("policy") => Role::Policy,
-            _ => return Err("a boot module's string must end in kernel, initrd, manifest or policy"),
+            _ => {
+                return Err(
+                    "a boot module's string must end in kernel, initrd, manifest or policy",
+                );
+            }
         };
         if info.module(role).is_some() {
             return Err("two boot modules have the same role");

@@ -69,4 +69,3 @@ fn pause(ticks: u64, done: impl Fn() -> bool) -> bool {
     }
     done()
 }
-

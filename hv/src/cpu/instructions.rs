@@ -7,7 +7,9 @@ pub fn read_msr(msr: u32) -> u64 {
     let (low, high): (u32, u32);
     // SAFETY: reading changes no memory. Callers name MSRs that every CPU with SVM has, so the
     // instruction does not fault.
-    unsafe { asm!("rdmsr", in("ecx") msr, out("eax") low, out("edx") high, options(nomem, nostack)) };
+    unsafe {
+        asm!("rdmsr", in("ecx") msr, out("eax") low, out("edx") high, options(nomem, nostack))
+    };
     u64::from(high) << 32 | u64::from(low)
 }
 

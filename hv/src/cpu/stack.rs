@@ -19,8 +19,9 @@ struct PerCpu(UnsafeCell<[Stacks; MAX_CPUS]>);
 // SAFETY: the bytes are reached through stack pointers only, and each CPU is given its own.
 unsafe impl Sync for PerCpu {}
 
-static STACKS: PerCpu =
-    PerCpu(UnsafeCell::new([const { Stacks { work: [0; WORK_BYTES], trap: [0; TRAP_BYTES] } }; MAX_CPUS]));
+static STACKS: PerCpu = PerCpu(UnsafeCell::new(
+    [const { Stacks { work: [0; WORK_BYTES], trap: [0; TRAP_BYTES] } }; MAX_CPUS],
+));
 
 #[repr(transparent)]
 struct StackPointer(*const u8);
@@ -29,7 +30,8 @@ unsafe impl Sync for StackPointer {}
 
 /// Where `entry.s` finds the first CPU's stack.
 #[unsafe(no_mangle)]
-static boot_stack_pointer: StackPointer = StackPointer((&raw const STACKS).cast::<u8>().wrapping_add(WORK_BYTES));
+static boot_stack_pointer: StackPointer =
+    StackPointer((&raw const STACKS).cast::<u8>().wrapping_add(WORK_BYTES));
 
 fn base(cpu: usize) -> u64 {
     (&raw const STACKS).addr() as u64 + (cpu * size_of::<Stacks>()) as u64

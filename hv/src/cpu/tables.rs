@@ -26,6 +26,10 @@ struct TaskState {
     io_map: u16,
 }
 
+/// An I/O map that begins behind the segment's limit denies every port (APM 12.2.5).
+#[expect(clippy::cast_possible_truncation, reason = "it is 104 bytes")]
+const TASK_STATE_BYTES: u16 = size_of::<TaskState>() as u16;
+
 #[repr(C, align(16))]
 #[derive(Clone, Copy)]
 struct CpuTables {
@@ -51,7 +55,7 @@ static TABLES: Shared<[CpuTables; MAX_CPUS]> = Shared(UnsafeCell::new(
                 reserved2: 0,
                 interrupt_stacks: [0; 7],
                 reserved3: [0; 5],
-                io_map: size_of::<TaskState>() as u16,
+                io_map: TASK_STATE_BYTES,
             },
         }
     }; MAX_CPUS],
@@ -75,7 +79,10 @@ pub fn fill_idt() {
         };
         // Interrupt gate, present, IST 1 (APM 4.8.4).
         *gate = [
-            (handler & 0xffff) | u64::from(CODE) << 16 | 0x8e01 << 32 | (handler >> 16 & 0xffff) << 48,
+            (handler & 0xffff)
+                | u64::from(CODE) << 16
+                | 0x8e01 << 32
+                | (handler >> 16 & 0xffff) << 48,
             handler >> 32,
         ];
     }

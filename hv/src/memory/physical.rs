@@ -2,7 +2,7 @@
 //! the memory is nobody's yet, and for the guest's memory after its addresses were checked.
 
 use super::window::Windows;
-use addr::{Hpa, PAGE_SIZE};
+use addr::{Hpa, PAGE_BYTES, PAGE_SIZE};
 
 /// The memory that `windows` can be opened on.
 #[derive(Clone, Copy)]
@@ -42,7 +42,7 @@ impl<'a> Physical<'a> {
 
     /// Zeroes whole frames.
     pub fn clear(self, start: Hpa, length: u64) -> Result<(), Unreachable> {
-        for offset in (0..length).step_by(PAGE_SIZE as usize) {
+        for offset in (0..length).step_by(PAGE_BYTES) {
             self.windows.open(start.plus(offset).frame()).ok_or(Unreachable)?.clear();
         }
         Ok(())
@@ -70,7 +70,7 @@ impl<'a> Physical<'a> {
         length: u64,
         mut watch: impl FnMut(&[u8]) -> Result<(), Unreachable>,
     ) -> Result<(), Unreachable> {
-        let mut buffer = [0; PAGE_SIZE as usize];
+        let mut buffer = [0; PAGE_BYTES];
         let mut done = 0;
         while done < length {
             let count = (length - done).min(PAGE_SIZE) as usize;

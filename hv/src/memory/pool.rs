@@ -19,7 +19,8 @@ pub fn initialise(region: FrameRange<HostPhysical>, used: u64) -> Result<(), fra
     let bitmap = bytes_of(FrameRange::with_count(region.start.plus(used), bitmap_frames));
     // SAFETY: the frames are page-aligned, mapped, and behind everything taken so far; they are
     // marked as taken below, so this is their only user.
-    let bitmap = unsafe { core::slice::from_raw_parts_mut(bitmap.cast::<u64>(), words as usize) };
+    let bitmap =
+        unsafe { core::slice::from_raw_parts_mut(bitmap.cast::<u64>(), addr::length(words)) };
     let mut pool = Pool::new(region, bitmap)?;
     pool.reserve(FrameRange::with_count(region.start, used + bitmap_frames))?;
     REGION.call_once(|| region);
@@ -57,7 +58,7 @@ impl Block {
         };
         drop(pool);
         // SAFETY: the pool gave these frames to nobody else and they are mapped.
-        unsafe { bytes_of(frames).write_bytes(0, (count * PAGE_SIZE) as usize) };
+        unsafe { bytes_of(frames).write_bytes(0, addr::length(count * PAGE_SIZE)) };
         Some(Self { frames })
     }
 
@@ -68,7 +69,7 @@ impl Block {
 
     /// The bytes, for ever.
     pub fn leak(self) -> &'static mut [u8] {
-        let length = (self.frames.count() * PAGE_SIZE) as usize;
+        let length = addr::length(self.frames.count() * PAGE_SIZE);
         // SAFETY: `self` is the frames' only owner and is consumed; any byte is a valid u8.
         unsafe { core::slice::from_raw_parts_mut(bytes_of(self.frames), length) }
     }
@@ -86,7 +87,9 @@ pub struct Tables;
 
 impl Tables {
     fn entry(table: Hfn, index: usize) -> *mut u64 {
-        bytes_of(FrameRange::with_count(table, 1)).cast::<u64>().wrapping_add(index % paging::ENTRIES)
+        bytes_of(FrameRange::with_count(table, 1))
+            .cast::<u64>()
+            .wrapping_add(index % paging::ENTRIES)
     }
 }
 

@@ -4,8 +4,10 @@
 
 use super::{APIC_WINDOW, DIRECT_MAP, WINDOWS, pool};
 use crate::cpu::{apic, instructions, stack};
-use addr::{FrameRange, Hfn, HostPhysical, HostVirtual, Hpa, Hpn, PAGE_SIZE};
-use paging::{ENTRIES, Flushed, Format, HostRights, Level, PageTable, PagingError, TableMemory, X86_64};
+use addr::{FrameRange, Hfn, HostPhysical, HostVirtual, Hpa, Hpn, PAGE_BYTES};
+use paging::{
+    ENTRIES, Flushed, Format, HostRights, Level, PageTable, PagingError, TableMemory, X86_64,
+};
 
 unsafe extern "C" {
     static image_start: u8;
@@ -66,7 +68,7 @@ impl TableMemory for BootTables {
         let frame = self.region.start.plus(self.used);
         self.used += 1;
         // SAFETY: the region is RAM below 4 GiB that nothing else uses, identity-mapped.
-        unsafe { (frame.start().raw() as *mut u8).write_bytes(0, PAGE_SIZE as usize) };
+        unsafe { (frame.start().raw() as *mut u8).write_bytes(0, PAGE_BYTES) };
         Some(frame)
     }
 
@@ -159,4 +161,3 @@ pub fn forget_boot_tables() {
 pub fn is_own(frame: Hfn) -> bool {
     image().contains(frame) || pool::region().contains(frame)
 }
-

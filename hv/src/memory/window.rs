@@ -7,7 +7,7 @@
 use super::space::{self, CpuSpace};
 use super::{WINDOWS, pool::Tables};
 use crate::cpu::instructions::{invalidate_page, time_stamp};
-use addr::{Hfn, PAGE_SIZE};
+use addr::{Hfn, PAGE_BYTES, PAGE_SIZE};
 use core::cell::RefCell;
 use frames::WindowSlots;
 use paging::TableMemory;
@@ -75,7 +75,7 @@ impl Window<'_> {
 
     /// Reads the aligned 8 bytes at `offset` in one access. 0 outside the frame.
     pub fn read_u64(&self, offset: usize) -> u64 {
-        if offset % 8 != 0 || offset + 8 > PAGE_SIZE as usize {
+        if !offset.is_multiple_of(8) || offset + 8 > PAGE_BYTES {
             return 0;
         }
         // SAFETY: inside the mapped page and aligned; volatile since the guest may write meanwhile.
@@ -84,7 +84,7 @@ impl Window<'_> {
 
     /// Copies bytes out, from `offset` on; returns how many lay inside the frame.
     pub fn read(&self, offset: usize, buffer: &mut [u8]) -> usize {
-        let count = buffer.len().min((PAGE_SIZE as usize).saturating_sub(offset));
+        let count = buffer.len().min(PAGE_BYTES.saturating_sub(offset));
         // SAFETY: `count` bytes from `offset` lie inside the mapped page; `buffer` is the
         // hypervisor's and cannot overlap a window. Any byte is a valid u8, whatever the guest
         // writes meanwhile.
@@ -94,7 +94,7 @@ impl Window<'_> {
 
     /// Copies bytes in, from `offset` on, lowest first; returns how many lay inside the frame.
     pub fn write(&self, offset: usize, bytes: &[u8]) -> usize {
-        let count = bytes.len().min((PAGE_SIZE as usize).saturating_sub(offset));
+        let count = bytes.len().min(PAGE_BYTES.saturating_sub(offset));
         // SAFETY: as for `read`.
         unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr(), self.at(offset), count) };
         count
@@ -103,7 +103,7 @@ impl Window<'_> {
     /// Copies at most `most` bytes to another window, as far as both frames reach; returns how
     /// many.
     pub fn copy_to(&self, offset: usize, target: &Window<'_>, at: usize, most: usize) -> usize {
-        let room = (PAGE_SIZE as usize).saturating_sub(offset.max(at));
+        let room = PAGE_BYTES.saturating_sub(offset.max(at));
         let count = most.min(room);
         // SAFETY: `count` bytes from either offset lie inside the mapped pages, which are two.
         unsafe { core::ptr::copy_nonoverlapping(self.at(offset), target.at(at), count) };
@@ -113,6 +113,6 @@ impl Window<'_> {
     /// Zeroes the frame.
     pub fn clear(&self) {
         // SAFETY: the whole mapped page.
-        unsafe { self.at(0).write_bytes(0, PAGE_SIZE as usize) };
+        unsafe { self.at(0).write_bytes(0, PAGE_BYTES) };
     }
 }

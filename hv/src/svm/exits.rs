@@ -8,8 +8,8 @@ use crate::vm::{fault, hypercall, registers, violation};
 use abi::event::ViolationKind;
 use abi::hypercall::Counter;
 use addr::Gpa;
-use x86_defs::svm::{exit, nested_fault, port};
 use x86_decode::SimpleOp;
+use x86_defs::svm::{exit, nested_fault, port};
 
 impl Vcpu {
     pub(super) fn handle_exit(&mut self) {
@@ -61,7 +61,11 @@ impl Vcpu {
                 violation::report_without_address(self, ViolationKind::CpuEscape);
             }
             exit::SHUTDOWN => {
-                log!("vCPU {}: triple fault at {:#x}; the machine resets", self.index, self.vmcb.rip);
+                log!(
+                    "vCPU {}: triple fault at {:#x}; the machine resets",
+                    self.index,
+                    self.vmcb.rip
+                );
                 report::reset()
             }
             _ => report::fatal(format_args!(
@@ -95,7 +99,8 @@ impl Vcpu {
         if self.cpuid_at.get(slot) == Some(&rip) {
             self.advance(2);
         } else if self.advance_over(SimpleOp::Cpuid) {
-            if let (Some(slot), 2) = (self.cpuid_at.get_mut(slot), self.vmcb.rip.wrapping_sub(rip)) {
+            if let (Some(slot), 2) = (self.cpuid_at.get_mut(slot), self.vmcb.rip.wrapping_sub(rip))
+            {
                 *slot = rip;
             }
         } else {
@@ -125,7 +130,9 @@ impl Vcpu {
     /// changed it), nothing happens and the guest meets the new one.
     pub(crate) fn advance_over(&mut self, expected: SimpleOp) -> bool {
         match crate::vm::guest::fetch(self) {
-            Some(instruction) if instruction.operation == x86_decode::Operation::Simple(expected) => {
+            Some(instruction)
+                if instruction.operation == x86_decode::Operation::Simple(expected) =>
+            {
                 self.advance(instruction.length);
                 true
             }
@@ -133,4 +140,3 @@ impl Vcpu {
         }
     }
 }
-

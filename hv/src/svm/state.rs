@@ -19,12 +19,17 @@ pub struct EventInjection(u64);
 
 impl EventInjection {
     /// #GP(0).
-    pub const GENERAL_PROTECTION: Self =
-        Self(vector::GP as u64 | event::TYPE_EXCEPTION << event::TYPE_SHIFT | event::ERROR_CODE | event::VALID);
+    pub const GENERAL_PROTECTION: Self = Self(
+        vector::GP as u64
+            | event::TYPE_EXCEPTION << event::TYPE_SHIFT
+            | event::ERROR_CODE
+            | event::VALID,
+    );
     /// #UD.
     pub const UNDEFINED_OPCODE: Self =
         Self(vector::UD as u64 | event::TYPE_EXCEPTION << event::TYPE_SHIFT | event::VALID);
-    const NMI: Self = Self(vector::NMI as u64 | event::TYPE_NMI << event::TYPE_SHIFT | event::VALID);
+    const NMI: Self =
+        Self(vector::NMI as u64 | event::TYPE_NMI << event::TYPE_SHIFT | event::VALID);
 
     /// The event whose delivery an exit interrupted, if any (APM 15.7.2).
     fn interrupted(info: u64) -> Option<Self> {
@@ -119,7 +124,8 @@ impl Vcpu {
 
     /// Puts the vCPU at `entry` in 64-bit mode with the identity tables of the boot protocol.
     pub fn reset_to(&mut self, entry: Gpa, rsi: u64, tables: Gpa, gdt: Gpa, stack: Gpa) {
-        let flat = |selector, attributes| Segment { selector, attributes, limit: u32::MAX, base: 0 };
+        let flat =
+            |selector, attributes| Segment { selector, attributes, limit: u32::MAX, base: 0 };
         let vmcb = &mut *self.vmcb;
         vmcb.cs = flat(0x10, 0xa9b);
         for segment in [&mut vmcb.es, &mut vmcb.ss, &mut vmcb.ds, &mut vmcb.fs, &mut vmcb.gs] {
@@ -232,7 +238,11 @@ impl Vcpu {
 
     /// Address of the instruction that exited.
     pub fn rip(&self) -> Gva {
-        Gva::new(self.vmcb.rip.wrapping_add(if self.mode() == Mode::Bits64 { 0 } else { self.vmcb.cs.base }))
+        Gva::new(self.vmcb.rip.wrapping_add(if self.mode() == Mode::Bits64 {
+            0
+        } else {
+            self.vmcb.cs.base
+        }))
     }
 
     /// Privilege level.
@@ -332,4 +342,3 @@ impl Vcpu {
         Physical::new(&self.windows)
     }
 }
-

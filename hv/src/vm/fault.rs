@@ -1,7 +1,7 @@
 //! Second-stage faults: the verdict on an access that a page's state does not allow.
 
-use super::violation::{Attempt, is_let_through};
 use super::memory::Memory;
+use super::violation::{Attempt, is_let_through};
 use super::{Stage, guest, learn, lock, promote, text};
 use crate::cpu::{apic, instructions};
 use crate::memory::space;
@@ -92,7 +92,9 @@ fn write(vcpu: &mut Vcpu, access: Access) {
     let vm = vcpu.vm;
     let mut memory = vm.memory.lock();
     match memory.state(frame) {
-        Some(PageState::LockedCode) if !access.table_walk => text::write(vcpu, &mut memory, access.gpa),
+        Some(PageState::LockedCode) if !access.table_walk => {
+            text::write(vcpu, &mut memory, access.gpa)
+        }
         Some(PageState::LockedCode) => {
             drop(memory);
             refuse(vcpu, access, ViolationKind::WriteText);

@@ -7,7 +7,7 @@
 use super::Vm;
 use crate::memory::window::Windows;
 use crate::svm::Vcpu;
-use addr::{Gpa, Gva};
+use addr::{Gpa, Gva, PAGE_SIZE};
 use paging::Level;
 use paging::guest::{GuestRights, Translation, walk};
 use x86_decode::{Instruction, MAX_LENGTH, decode};
@@ -59,6 +59,14 @@ fn read_some(vcpu: &Vcpu, gva: Gva, buffer: &mut [u8]) -> usize {
         done += window.read(gpa.offset(), rest);
     }
     done
+}
+
+/// The address whose fetch faulted at `gpa`: RIP, or the start of the next page if the instruction
+/// reaches into that.
+pub fn fetched_address(vcpu: &Vcpu, gpa: Gpa) -> Gva {
+    let next = Gva::new(vcpu.rip().raw() | (PAGE_SIZE - 1)).plus(1);
+    let leads_there = |gva| translate(vcpu, gva).is_some_and(|t| t.gpa.frame() == gpa.frame());
+    if !leads_there(vcpu.rip()) && leads_there(next) { next } else { vcpu.rip() }
 }
 
 /// The instruction at RIP, if it is one that the hypervisor must understand.

@@ -18,13 +18,15 @@ static KERNEL_STARTED: AtomicBool = AtomicBool::new(false);
 /// Lets the vCPU execute at `gpa`.
 pub fn allow(vcpu: &mut Vcpu, gpa: Gpa) {
     let vm = vcpu.vm;
-    let level = guest::translate(vcpu, vcpu.rip()).map(|translation| translation.level);
+    let level = guest::translate(vcpu, guest::fetched_address(vcpu, gpa))
+        .map(|translation| translation.level);
     let mut memory = vm.memory.lock();
     vcpu.request_flush();
-    if vcpu.rip().raw() >= KERNEL_IMAGE && !KERNEL_STARTED.swap(true, Ordering::AcqRel) {
-        if let Err(error) = memory.withdraw_grants(flusher(vm, vcpu.index)) {
-            crate::report::fatal(format_args!("second stage: {error}"));
-        }
+    if vcpu.rip().raw() >= KERNEL_IMAGE
+        && !KERNEL_STARTED.swap(true, Ordering::AcqRel)
+        && let Err(error) = memory.withdraw_grants(flusher(vm, vcpu.index))
+    {
+        crate::report::fatal(format_args!("second stage: {error}"));
     }
     let frame = gpa.frame();
     if memory.is_executable(frame) {

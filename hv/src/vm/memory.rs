@@ -8,11 +8,11 @@
 use crate::cpu::apic;
 use crate::memory::pool::{Block, Tables};
 use addr::{FrameRange, Gfn, Gpa, GuestPhysical, Hfn, PAGE_SIZE};
+use core::sync::atomic::AtomicU8;
 use frames::FrameStates;
 use integrity::Rights;
 use integrity::rights::Counters;
 use integrity::state::{PageState, View, second_stage};
-use core::sync::atomic::AtomicU8;
 use paging::guest::Buffers;
 use paging::{Flushed, Level, Npt, NptRights, PageTable, PagingError, Removed};
 use zerocopy::FromBytes;
@@ -101,7 +101,10 @@ impl Memory {
     ///
     /// # Errors
     /// Out of table pages.
-    pub fn withdraw_grants(&mut self, mut flush: impl FnMut() -> Flushed) -> Result<(), PagingError> {
+    pub fn withdraw_grants(
+        &mut self,
+        mut flush: impl FnMut() -> Flushed,
+    ) -> Result<(), PagingError> {
         loop {
             let mut runs = arrayvec::ArrayVec::<FrameRange<GuestPhysical>, BATCH>::new();
             self.kernel.visit(&Tables, |range, leaf| {
@@ -117,7 +120,9 @@ impl Memory {
                 return Ok(());
             }
             for range in &runs {
-                self.kernel.protect(&mut Tables, *range, NptRights::READ_WRITE)?.release(&mut Tables, flush());
+                self.kernel
+                    .protect(&mut Tables, *range, NptRights::READ_WRITE)?
+                    .release(&mut Tables, flush());
             }
         }
     }
@@ -216,22 +221,27 @@ fn npt(rights: Rights) -> NptRights {
 }
 
 /// A table that maps every frame below `limit` but `own` to itself.
-fn identity(
-    limit: Gfn,
-    own: &[FrameRange<GuestPhysical>],
-) -> Result<PageTable<Npt>, PagingError> {
+fn identity(limit: Gfn, own: &[FrameRange<GuestPhysical>]) -> Result<PageTable<Npt>, PagingError> {
     let mut table = PageTable::<Npt>::new(&mut Tables)?;
     let mut start = Gfn::new(0);
     let ends = own.iter().copied().chain([FrameRange::with_count(limit, 0)]);
     for hole in ends {
         let range = FrameRange::new(start, hole.start);
         if !range.is_empty() {
-            table.map(&mut Tables, range, start.identity(), NptRights::READ_WRITE, Level::Page1G)?;
+            table.map(
+                &mut Tables,
+                range,
+                start.identity(),
+                NptRights::READ_WRITE,
+                Level::Page1G,
+            )?;
         }
         start = hole.end;
     }
     let registers = FrameRange::with_count(Gpa::new(apic::BASE).frame(), 1);
     // No CPU has used the table yet.
-    table.protect(&mut Tables, registers, NptRights::READ)?.release(&mut Tables, Flushed::acknowledged());
+    table
+        .protect(&mut Tables, registers, NptRights::READ)?
+        .release(&mut Tables, Flushed::acknowledged());
     Ok(table)
 }

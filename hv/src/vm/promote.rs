@@ -44,14 +44,15 @@ pub fn on_execution(vcpu: &mut Vcpu, gpa: Gpa) {
         let _ = memory.set_state(page, PageState::Code, flusher(vm, vcpu.index));
         return vcpu.request_flush();
     }
-    let promoted = run_around(vcpu, &memory, gpa).is_some_and(|run| promote(vcpu, &mut memory, run));
+    let promoted =
+        run_around(vcpu, &memory, gpa).is_some_and(|run| promote(vcpu, &mut memory, run));
     drop(memory);
     vcpu.request_flush();
     if promoted {
         return;
     }
     let attempt = Attempt {
-        gva: Some(vcpu.rip()),
+        gva: Some(guest::fetched_address(vcpu, gpa)),
         gpa: Some(gpa),
         old: fault::old_value(vcpu, gpa),
         ..Attempt::new(ViolationKind::Execute)
@@ -71,7 +72,7 @@ fn is_init_text(vm: &Vm, gpa: Gpa) -> bool {
 /// The data pages around RIP that the guest maps executable and not writable, as far as they are
 /// contiguous.
 fn run_around(vcpu: &Vcpu, memory: &Memory, gpa: Gpa) -> Option<Run> {
-    let page = Gva::new(vcpu.rip().raw() & !(PAGE_SIZE - 1));
+    let page = Gva::new(guest::fetched_address(vcpu, gpa).raw() & !(PAGE_SIZE - 1));
     let fits = |distance: i64| {
         let gva = Gva::new(page.raw().wrapping_add_signed(distance * PAGE_SIZE.cast_signed()));
         let expected = Gfn::new(gpa.frame().raw().wrapping_add_signed(distance));
@@ -120,7 +121,10 @@ fn promote(vcpu: &Vcpu, memory: &mut Memory, run: Run) -> bool {
     report::record(
         RecordKind::Promoted,
         promotion.as_bytes(),
-        format_args!("{} pages at {:#x} are code (unauthenticated)", promotion.pages, promotion.gva),
+        format_args!(
+            "{} pages at {:#x} are code (unauthenticated)",
+            promotion.pages, promotion.gva
+        ),
     );
     true
 }

@@ -38,7 +38,11 @@ pub fn control(vcpu: &mut Vcpu) {
     };
     let old = vcpu.control_register(register);
     let legal = match register {
-        0 => value >> 32 == 0 && (value & cr0::PG == 0 || value & cr0::PE != 0) && value & NOT_WRITE_THROUGH == 0,
+        0 => {
+            value >> 32 == 0
+                && (value & cr0::PG == 0 || value & cr0::PE != 0)
+                && value & NOT_WRITE_THROUGH == 0
+        }
         4 => value & !supported_cr4() == 0 && pcid_is_legal(vcpu, value),
         _ => true,
     };
@@ -129,7 +133,11 @@ fn write_msr(vcpu: &mut Vcpu, number: u32, value: u64) -> bool {
         (None, _) => None,
     };
     match pinned {
-        Some(pinned) if pinned == value => true,
+        Some(pinned) if pinned == value => {
+            // The register may hold another value that a policy of `log` let through.
+            let _ = vcpu.set_msr(number, value);
+            true
+        }
         Some(pinned) => {
             let attempt = attempt(ViolationKind::Msr, number, pinned, value);
             if !is_let_through(vcpu, attempt) {
@@ -182,14 +190,12 @@ pub fn descriptor_table(vcpu: &mut Vcpu) {
             let [l0, l1, base @ ..] = bytes;
             let (base, limit) = (u64::from_le_bytes(base), u32::from(u16::from_le_bytes([l0, l1])));
             let (pin, number) = if table == Table::Gdtr { (pins.gdtr, 0) } else { (pins.idtr, 1) };
-            pin.allows(base, limit) || {
-                let attempt = attempt(ViolationKind::DescriptorTable, number, pin.base, base);
-                let through = is_let_through(vcpu, attempt);
-                if through {
-                    vcpu.set_table(table, base, limit);
-                }
-                through
+            let attempt = attempt(ViolationKind::DescriptorTable, number, pin.base, base);
+            let through = pin.allows(base, limit) || is_let_through(vcpu, attempt);
+            if through {
+                vcpu.set_table(table, base, limit);
             }
+            through
         }
         Operation::LoadSelector { table, selector: operand } => {
             let Some(value) = selector(vcpu, operand) else { return };
@@ -219,4 +225,3 @@ fn selector(vcpu: &Vcpu, operand: Selector) -> Option<u16> {
         }
     }
 }
-

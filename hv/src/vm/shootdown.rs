@@ -60,7 +60,8 @@ pub fn release(vm: &Vm) {
 
 /// Interrupts every other CPU that may run the guest, and waits until it has left it or `passed`.
 fn wait_for_others(caller: usize, passed: impl Fn(usize) -> bool) {
-    let busy = |index: usize, cpu: &CpuShared| cpu.in_guest.load(Ordering::SeqCst) && !passed(index);
+    let busy =
+        |index: usize, cpu: &CpuShared| cpu.in_guest.load(Ordering::SeqCst) && !passed(index);
     let others = || (0..cpu::online()).filter(move |index| *index != caller);
     for index in others() {
         let cpu = cpu::shared(index);
