@@ -1,8 +1,8 @@
 //! Ravelin's hypervisor: boots first, moves a stock Linux kernel into a virtual machine and makes
 //! it keep its own promises. The only trusted code, and the only code with `unsafe`.
 //!
-//! A tour: [`boot`] from the loader to the guest's first instruction; [`svm`] the vCPU and its
-//! exits; [`vm`] the verdicts; [`memory`] what the hypervisor maps, and how it reaches what it does
+//! A tour: [`boot`] from the loader to the guest's first instruction; [`vcpu`] the vCPU, [`vendor`]
+//! what an architecture supplies for it, [`svm`] how AMD does; [`vm`] the exits and verdicts; [`memory`] what the hypervisor maps, and how it reaches what it does
 //! not; [`cpu`] what a CPU is; [`report`] events.
 
 #![no_std]
@@ -14,4 +14,6 @@ mod memory;
 mod report;
 mod runtime;
 mod svm;
+mod vcpu;
+mod vendor;
 mod vm;

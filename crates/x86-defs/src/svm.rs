@@ -44,6 +44,12 @@ pub mod intercept1 {
 /// SKINIT. VMRUN must be intercepted or VMRUN fails (APM 15.5.1).
 pub const INTERCEPT2_SVM: u32 = 0x7f;
 
+/// `Vmcb::nested_control` (APM 15.25.3).
+pub mod nested_control {
+    /// Nested paging.
+    pub const ENABLE: u64 = 1 << 0;
+}
+
 /// `Vmcb::tlb_control`: flush everything of every ASID.
 pub const TLB_FLUSH_ALL: u8 = 1;
 
@@ -122,6 +128,8 @@ pub mod nested_fault {
 pub mod port {
     /// Input rather than output.
     pub const IN: u64 = 1 << 0;
+    /// Position of the size in bytes: 1, 2 or 4.
+    pub const SIZE_SHIFT: u32 = 4;
 }
 
 /// A segment register (APM 15.5.1, table B-2).

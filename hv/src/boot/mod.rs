@@ -17,45 +17,57 @@ use crate::memory::pool::{self, Block, Tables};
 use crate::memory::space::{self, BootTables, CpuSpace};
 use crate::memory::window::Windows;
 use crate::report;
-use crate::svm::{self, Maps, Vcpu};
-use crate::vm::{Vm, memory::Memory, violation};
+use crate::svm::Svm;
+use crate::vcpu::Vcpu;
+use crate::vendor::{self, Vendor};
+use crate::vm::{Ram, Vm, memory::Memory, separation::Separation, violation};
 use abi::Digest;
 use abi::event::ViolationKind;
 use abi::manifest::{Manifest, ManifestError};
-use abi::policy::{Policy, SupervisorExec};
+use abi::policy::Policy;
 use addr::{FrameRange, Gfn, Gpa, GuestPhysical, Hfn, HostPhysical, PAGE_SIZE};
-use arrayvec::ArrayVec;
 use core::arch::global_asm;
 use linux::Start;
 use multiboot::{BootInfo, Module, Role};
-use spin::Once;
 
 global_asm!(include_str!("entry.s"), options(raw));
 
-/// What a CPU needs to become a vCPU.
-#[derive(Clone, Copy)]
-struct Shared {
+/// What a CPU needs to become a vCPU; made once.
+pub struct Machine<V: Vendor> {
     root: Hfn,
-    maps: Maps,
-    vm: &'static Vm,
+    maps: V::Maps,
+    vm: Vm<V>,
 }
-
-static SHARED: Once<Shared> = Once::new();
 
 /// The first CPU arrives here from `entry.s`.
 #[unsafe(no_mangle)]
 extern "C" fn boot_cpu_main(magic: u32, information: u64) -> ! {
     report::initialise();
-    tables::fill_idt();
-    tables::load(0);
-    let Err(reason) = boot(magic, information);
+    let Err(reason) = match Extension::of_this_cpu() {
+        Some(Extension::Svm) => boot::<Svm>(magic, information),
+        None => Err("this CPU has no SVM (AMD-V): nothing was started"),
+    };
     report::fatal(format_args!("{reason}"))
 }
 
 type Reason = &'static str;
 
-fn boot(magic: u32, information: u64) -> Result<core::convert::Infallible, Reason> {
-    svm::check_support()?;
+/// The virtualization extensions.
+enum Extension {
+    Svm,
+}
+
+impl Extension {
+    fn of_this_cpu() -> Option<Self> {
+        let amd = instructions::cpuid(0x8000_0001, 0).ecx & 1 << 2 != 0;
+        amd.then_some(Self::Svm)
+    }
+}
+
+fn boot<V: Vendor>(magic: u32, information: u64) -> Result<core::convert::Infallible, Reason> {
+    tables::fill_idt(V::nmi_handler());
+    tables::load(0);
+    V::check_support()?;
     if !apic::is_usable() {
         return Err("the local APIC is off, moved or in x2APIC mode; xAPIC mode is needed");
     }
@@ -74,9 +86,9 @@ fn boot(magic: u32, information: u64) -> Result<core::convert::Infallible, Reaso
     let manifest = read_manifest(memory, &info, kernel)?;
     let map = layout::guest_map(&info, pool)?;
     let machine = acpi::read_and_edit(memory)?;
-    let vm = make_vm(policy, manifest, &map, pool)?;
-    let maps = Maps::new().ok_or(NO_POOL)?;
-    SHARED.call_once(|| Shared { root, maps, vm });
+    let vm = make_vm::<V>(policy, manifest, &map, pool)?;
+    let maps = V::maps().ok_or(NO_POOL)?;
+    let vm = &V::machine().call_once(|| Machine { root, maps, vm }).vm;
     cpu::shared(0).apic_id.store(apic::id(), core::sync::atomic::Ordering::Relaxed);
     cpu::note_online();
     smp::start_others(memory, &machine.apic_ids)?;
@@ -86,27 +98,31 @@ fn boot(magic: u32, information: u64) -> Result<core::convert::Infallible, Reaso
         "Ravelin {} runs {} CPU(s); supervisor_exec = {}; pool of {} MiB at {:#x}, {} MiB free",
         env!("CARGO_PKG_VERSION"),
         cpu::online(),
-        if vm.has_views() { "views" } else { "off" },
+        vm.separation().name(),
         pool.count() >> 8,
         pool.start.start().raw(),
         pool::available() >> 8,
     );
-    let mut vcpu = Vcpu::new(0, vm, maps, windows).ok_or(NO_POOL)?;
+    let mut vcpu = Vcpu::<V>::new(0, vm, maps, windows)?;
     enter_kernel(&mut vcpu, start)
 }
 
 const NO_POOL: Reason = "the pool is too small";
 
-fn enter_kernel(vcpu: &mut Vcpu, start: Start) -> ! {
-    let zero_page = start.zero_page.raw();
-    vcpu.reset_to(
-        start.entry,
-        zero_page,
-        linux::GUEST_TABLES,
-        linux::GUEST_GDT,
-        linux::GUEST_STACK,
-    );
+fn enter_kernel(vcpu: &mut Vcpu<impl Vendor>, start: Start) -> ! {
+    vcpu.reset_to(first_state(start.entry, start.zero_page.raw()));
     vcpu.run()
+}
+
+/// How every CPU of the guest starts.
+fn first_state(entry: Gpa, rsi: u64) -> vendor::Start {
+    vendor::Start {
+        entry,
+        rsi,
+        tables: linux::GUEST_TABLES,
+        gdt: linux::GUEST_GDT,
+        stack: linux::GUEST_STACK,
+    }
 }
 
 fn read_policy(memory: Physical<'_>, info: &BootInfo) -> Result<Policy, Reason> {
@@ -160,13 +176,13 @@ fn read_manifest(
     }
 }
 
-fn make_vm(
+fn make_vm<V: Vendor>(
     policy: Policy,
     manifest: Manifest<'static>,
     map: &layout::GuestMap,
     pool: FrameRange<HostPhysical>,
-) -> Result<&'static Vm, Reason> {
-    let mut ram = ArrayVec::new();
+) -> Result<Vm<V>, Reason> {
+    let mut ram = Ram::new();
     let low = layout::LOW_RESERVED;
     let reserved = FrameRange::new(Gpa::new(low.start).frame(), Gpa::new(low.end).frame());
     let usable = map.iter().filter(|region| region.is_ram()).map(|region| {
@@ -183,9 +199,9 @@ fn make_vm(
     let image = space::image();
     let own = [image, pool]
         .map(|range| FrameRange::new(Gfn::new(range.start.raw()), Gfn::new(range.end.raw())));
-    let two_views = policy.supervisor_exec == SupervisorExec::Views;
-    let memory = Memory::new(limit, ram_end, &own, two_views)?;
-    Ok(Vm::install(policy, manifest, ram, memory))
+    let separation = Separation::choose::<V>(policy.supervisor_exec);
+    let memory = Memory::new(limit, ram_end, ram.clone(), &own, separation)?;
+    Ok(Vm::new(policy, manifest, ram, memory))
 }
 
 fn physical_address_bits() -> u32 {
@@ -197,26 +213,33 @@ fn physical_address_bits() -> u32 {
 extern "C" fn application_cpu_main() -> ! {
     let index = smp::own_index();
     tables::load(index);
-    let vcpu = SHARED.get().copied().and_then(|shared| {
-        svm::check_support().ok()?;
-        // The boot tables do not map the pool; the shared table does.
-        space::activate(shared.root);
-        let space = CpuSpace::new(&mut Tables, shared.root)?;
-        space.activate();
-        let windows = Windows::new(&space);
-        Vcpu::new(index, shared.vm, shared.maps, windows)
-    });
-    let Some(mut vcpu) = vcpu else {
-        report::fatal(format_args!("CPU {index} cannot run a guest"));
+    let Err(reason) = match Svm::machine().get() {
+        Some(machine) => join(index, machine),
+        None => Err("it started too early"),
     };
+    report::fatal(format_args!("CPU {index} cannot run a guest: {reason}"))
+}
+
+/// Becomes a vCPU and waits until the guest starts it.
+fn join<V: Vendor>(
+    index: usize,
+    machine: &'static Machine<V>,
+) -> Result<core::convert::Infallible, Reason> {
+    V::check_support()?;
+    // The boot tables do not map the pool; the shared table does.
+    space::activate(machine.root);
+    let space = CpuSpace::new(&mut Tables, machine.root).ok_or(NO_POOL)?;
+    space.activate();
+    let windows = Windows::new(&space);
+    let mut vcpu = Vcpu::new(index, &machine.vm, machine.maps, windows)?;
     cpu::note_online();
     let entry = wait_at_mailbox(&vcpu);
-    vcpu.reset_to(entry, 0, linux::GUEST_TABLES, linux::GUEST_GDT, linux::GUEST_STACK);
+    vcpu.reset_to(first_state(entry, 0));
     vcpu.run()
 }
 
 /// Waits until the guest names this CPU in the wake-up mailbox (ACPI 6.5, table 5.44).
-fn wait_at_mailbox(vcpu: &Vcpu) -> Gpa {
+fn wait_at_mailbox(vcpu: &Vcpu<impl Vendor>) -> Gpa {
     const COMMAND_WAKE_UP: u16 = 1;
     let mailbox = acpi::MAILBOX.identity();
     let own = apic::id();

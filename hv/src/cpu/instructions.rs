@@ -61,6 +61,23 @@ pub fn invalidate_page(address: u64) {
     unsafe { asm!("invlpg [{}]", in(reg) address, options(nostack)) };
 }
 
+/// Writes modified cache lines back and empties the caches.
+pub fn write_back_caches() {
+    // SAFETY: WBINVD changes no value in memory.
+    unsafe { asm!("wbinvd", options(nostack)) };
+}
+
+/// Loads XCR0.
+///
+/// # Safety
+/// The value must be legal for this CPU, with the x87 and SSE bits that running code relies on;
+/// CR4.OSXSAVE must be set.
+pub unsafe fn set_xcr0(value: u64) {
+    let (low, high) = (value & 0xffff_ffff, value >> 32);
+    // SAFETY: the caller vouches for the value.
+    unsafe { asm!("xsetbv", in("ecx") 0, in("rax") low, in("rdx") high, options(nomem, nostack)) };
+}
+
 /// Reads a byte from a port.
 pub fn port_read_u8(port: u16) -> u8 {
     let value: u8;

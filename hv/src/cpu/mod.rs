@@ -1,7 +1,7 @@
 //! CPUs: their stacks, descriptor tables and what they let each other see.
 //!
 //! A CPU is known by its index, 0 for the one that the firmware started. Everything private to a
-//! CPU lives in [`crate::svm::Vcpu`] and is passed down by reference; only [`CpuShared`] is seen by others.
+//! CPU lives in [`crate::vcpu::Vcpu`] and is passed down by reference; only [`CpuShared`] is seen by others.
 
 pub mod apic;
 pub mod instructions;

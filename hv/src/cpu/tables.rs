@@ -1,7 +1,7 @@
 //! Descriptor tables of the hypervisor: a GDT and a TSS per CPU, one IDT for all.
 //!
-//! The IDT's gates lead to `traps.s`. Interrupts stay off and GIF stays clear, so the only vectors
-//! ever taken are the hypervisor's own faults and, while it waits for one on purpose, the NMI.
+//! The IDT's gates lead to `traps.s`. Interrupts stay off, so the only vectors ever taken are the
+//! hypervisor's own faults and the NMI, whose handler is the vendor's.
 
 use super::stack;
 use abi::MAX_CPUS;
@@ -64,16 +64,16 @@ static IDT: Shared<Idt> = Shared(UnsafeCell::new(Idt([[0; 2]; 32])));
 
 unsafe extern "C" {
     static trap_stubs: [[u8; 16]; 32];
-    fn nmi_stub();
 }
 
-/// Fills the IDT. Called once, by the first CPU, before [`load`].
-pub fn fill_idt() {
+/// Fills the IDT; `nmi` is the address of the handler of NMIs. Called once, by the first CPU, before
+/// [`load`].
+pub fn fill_idt(nmi: u64) {
     // SAFETY: only this function writes the IDT and no CPU has loaded it yet.
     let idt = unsafe { &mut *IDT.0.get() };
     for (number, gate) in idt.0.iter_mut().enumerate() {
         let handler = if number == usize::from(vector::NMI) {
-            nmi_stub as *const () as u64
+            nmi
         } else {
             (&raw const trap_stubs).addr() as u64 + number as u64 * 16
         };

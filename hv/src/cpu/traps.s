@@ -1,5 +1,5 @@
-# Exceptions taken by the hypervisor itself. All but NMI are its own bugs and end the machine with
-# a report. Every vector has an IST stack: the red zone is live when an exception strikes.
+# Exceptions taken by the hypervisor itself. All but NMI, whose handler is
+# the vendor's, are its own bugs and end the machine with a report. Every vector has an IST stack: the red zone is live when an exception strikes.
 
 .section .text.traps, "ax"
 .altmacro
@@ -30,10 +30,3 @@ trap_common:
     cld
     call trap_fatal
     ud2
-
-# A shootdown's NMI that was pending while the hypervisor ran: the exit it forced has already
-# happened, nothing is left to do.
-.balign 16
-.global nmi_stub
-nmi_stub:
-    iretq

@@ -1,15 +1,14 @@
 //! AMD SVM: enabling it, the vCPU and its world switch (APM chapter 15).
 //!
-//! A [`Vcpu`] belongs to one CPU for ever. GIF is clear from [`enable`] on, so the hypervisor is
-//! never interrupted; interrupts, the APIC (but for checked writes) and all devices are the guest's.
+//! GIF is clear from [`enable`] on, so the hypervisor is never interrupted.
 
 mod exits;
-mod load;
 mod maps;
-mod state;
+mod second_stage;
+mod vcpu;
 
 pub use maps::Maps;
-pub use state::{EventInjection, Vcpu};
+pub use vcpu::Svm;
 
 use crate::cpu::instructions::{cpuid, read_msr, write_msr};
 use addr::Hpa;
@@ -26,7 +25,7 @@ const SVM_NESTED_PAGING: u32 = 1 << 0;
 
 /// Registers that are swapped by `switch.s`, which knows this layout.
 #[repr(C)]
-pub(crate) struct SwitchArea {
+struct SwitchArea {
     /// General registers in the order of their encoding; RAX and RSP are in the VMCB.
     pub gpr: [u64; 16],
     xmm: [[u64; 2]; 16],
@@ -34,16 +33,23 @@ pub(crate) struct SwitchArea {
     host_state: u64,
 }
 
+impl SwitchArea {
+    const fn new(vmcb: Hpa, host_state: Hpa) -> Self {
+        Self { gpr: [0; 16], xmm: [[0; 2]; 16], vmcb: vmcb.raw(), host_state: host_state.raw() }
+    }
+}
+
 unsafe extern "C" {
     fn svm_enter(area: *mut SwitchArea, vmcb: *mut Vmcb);
     fn svm_take_pending_nmi();
+    fn svm_host_nmi();
 }
 
 /// Whether this CPU can run a guest.
 ///
 /// # Errors
 /// A sentence that says what is missing.
-pub fn check_support() -> Result<(), &'static str> {
+fn check_support() -> Result<(), &'static str> {
     if cpuid(0x8000_0000, 0).eax < SVM_FEATURES || cpuid(FEATURES, 0).ecx & FEATURE_SVM == 0 {
         return Err("this CPU has no SVM (AMD-V): nothing was started");
     }

@@ -103,3 +103,10 @@ svm_take_pending_nmi:
     nop
     clgi
     ret
+
+# An NMI on the hypervisor's own IDT is one that was let in above: the exit it forced has already
+# happened, nothing is left to do.
+.global svm_host_nmi
+.balign 16
+svm_host_nmi:
+    iretq

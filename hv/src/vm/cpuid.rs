@@ -1,10 +1,12 @@
-//! What CPUID tells a guest when the policy announces Ravelin: the CPU's own answers without SVM,
-//! and a hypervisor leaf of its own. Without `announce` the instruction does not exit at all.
+//! What CPUID tells a guest where it exits: the CPU's own answers without VMX and SVM, and, if the
+//! policy announces Ravelin, a hypervisor leaf of its own.
 
 use crate::cpu::instructions::{CpuidResult, cpuid};
 use x86_defs::cr4;
 
 const FEATURES: u32 = 1;
+/// Bit of ECX that Intel gives to VMX; AMD's CPUs have it clear.
+const VMX: u32 = 5;
 const EXTENDED_FEATURES: u32 = 7;
 const AMD_FEATURES: u32 = 0x8000_0001;
 const SVM_FEATURES: u32 = 0x8000_000a;
@@ -13,16 +15,24 @@ const HYPERVISOR: u32 = 0x4000_0000;
 const HYPERVISOR_LAST: u32 = 0x4000_ffff;
 
 /// The answer to CPUID with EAX = `leaf`, ECX = `subleaf` in a guest with this CR4.
-pub fn answer(leaf: u32, subleaf: u32, guest_cr4: u64) -> CpuidResult {
-    if (HYPERVISOR..=HYPERVISOR_LAST).contains(&leaf) {
+pub fn answer(
+    leaf: u32,
+    subleaf: u32,
+    announce: bool,
+    guest_cr4: impl Fn() -> u64,
+) -> CpuidResult {
+    if announce && (HYPERVISOR..=HYPERVISOR_LAST).contains(&leaf) {
         return hypervisor_leaf(leaf);
     }
     let mut answer = cpuid(leaf, subleaf);
     match leaf {
         // Two bits mirror the CR4 of who executes CPUID, which is the hypervisor here.
-        FEATURES => set_bit(&mut answer.ecx, 27, guest_cr4 & cr4::OSXSAVE != 0),
+        FEATURES => {
+            set_bit(&mut answer.ecx, 27, guest_cr4() & cr4::OSXSAVE != 0);
+            set_bit(&mut answer.ecx, VMX, false);
+        }
         EXTENDED_FEATURES if subleaf == 0 => {
-            set_bit(&mut answer.ecx, 4, guest_cr4 & cr4::PKE != 0);
+            set_bit(&mut answer.ecx, 4, guest_cr4() & cr4::PKE != 0);
         }
         AMD_FEATURES => set_bit(&mut answer.ecx, 2, false),
         SVM_FEATURES => answer = CpuidResult { eax: 0, ebx: 0, ecx: 0, edx: 0 },

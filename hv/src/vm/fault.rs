@@ -1,32 +1,21 @@
 //! Second-stage faults: the verdict on an access that a page's state does not allow.
 
 use super::memory::Memory;
+use super::separation::Separation;
 use super::violation::{Attempt, is_let_through};
 use super::{Stage, guest, learn, lock, promote, text};
 use crate::cpu::{apic, instructions};
 use crate::memory::space;
-use crate::svm::Vcpu;
+use crate::vcpu::Vcpu;
+use crate::vendor::{Access, Exception, Vendor};
 use abi::event::ViolationKind;
 use abi::hypercall::Counter;
 use addr::{FrameRange, Gpa};
 use integrity::state::{PageState, View};
 use x86_decode::Operation;
 
-/// What the CPU says of the access.
-#[derive(Clone, Copy, Debug)]
-pub struct Access {
-    /// Where it went.
-    pub gpa: Gpa,
-    /// There is a translation, but not with the right that was needed.
-    pub present: bool,
-    /// It was an instruction fetch.
-    pub fetch: bool,
-    /// It was made by the guest's own page walk, not by its instruction.
-    pub table_walk: bool,
-}
-
 /// Handles a fault: after it the guest retries, goes on behind the instruction, or takes #GP.
-pub fn handle(vcpu: &mut Vcpu, access: Access) {
+pub fn handle(vcpu: &mut Vcpu<impl Vendor>, access: Access) {
     if !access.present {
         vcpu.shared().count(Counter::NestedFault);
         unmapped(vcpu, access);
@@ -39,7 +28,7 @@ pub fn handle(vcpu: &mut Vcpu, access: Access) {
 }
 
 /// Nothing is mapped there: the hypervisor's memory, or the end of the physical address space.
-fn unmapped(vcpu: &mut Vcpu, access: Access) {
+fn unmapped(vcpu: &mut Vcpu<impl Vendor>, access: Access) {
     let (gva, size, new) = match guest::fetch(vcpu).map(|instruction| instruction.operation) {
         _ if access.fetch || access.table_walk => (vcpu.rip(), 0, 0),
         Some(Operation::Store { address, size, value }) => (addr::Gva::new(address), size, value),
@@ -54,11 +43,11 @@ fn unmapped(vcpu: &mut Vcpu, access: Access) {
     };
     // There is nothing that could be let through: a policy of `log` reports and refuses.
     if is_let_through(vcpu, attempt) {
-        vcpu.inject(crate::svm::EventInjection::GENERAL_PROTECTION);
+        vcpu.inject(Exception::GeneralProtection);
     }
 }
 
-fn fetch(vcpu: &mut Vcpu, access: Access) {
+fn fetch(vcpu: &mut Vcpu<impl Vendor>, access: Access) {
     let vm = vcpu.vm;
     if vm.stage() == Stage::Boot {
         vcpu.shared().count(Counter::NestedFault);
@@ -74,17 +63,20 @@ fn fetch(vcpu: &mut Vcpu, access: Access) {
             return promote::on_execution(vcpu, access.gpa);
         }
     };
-    if vm.has_views() && vcpu.view() != wanted {
+    if vm.separation() == Separation::Views && vcpu.view() != wanted {
         vcpu.shared().count(Counter::ViewSwitch);
-        vcpu.set_view(wanted);
-    } else {
-        // Another CPU has just allowed it.
-        vcpu.shared().count(Counter::NestedFault);
-        vcpu.request_flush();
+        return vcpu.set_view(wanted);
     }
+    vcpu.shared().count(Counter::NestedFault);
+    if vm.separation() == Separation::Table && wanted == View::Kernel && vcpu.cpl() == 3 {
+        // A kernel that maps its code for user programs; with two views this would work.
+        return vcpu.inject(Exception::GeneralProtection);
+    }
+    // Another CPU has just allowed it.
+    vcpu.request_flush();
 }
 
-fn write(vcpu: &mut Vcpu, access: Access) {
+fn write(vcpu: &mut Vcpu<impl Vendor>, access: Access) {
     let frame = access.gpa.frame();
     if frame == Gpa::new(apic::BASE).frame() {
         return apic_write(vcpu, access);
@@ -105,7 +97,7 @@ fn write(vcpu: &mut Vcpu, access: Access) {
 
 /// The guest's own page walk would write an accessed or dirty bit into a locked page: a page table
 /// was put there.
-fn table_walk(vcpu: &mut Vcpu, access: Access, state: PageState) {
+fn table_walk(vcpu: &mut Vcpu<impl Vendor>, access: Access, state: PageState) {
     let kind = match state {
         PageState::LockedCode => ViolationKind::WriteText,
         _ => ViolationKind::WriteRodata,
@@ -118,7 +110,7 @@ fn table_walk(vcpu: &mut Vcpu, access: Access, state: PageState) {
 }
 
 /// Up to 8 bytes of what is at `gpa` now.
-pub fn old_value(vcpu: &Vcpu, gpa: Gpa) -> u64 {
+pub fn old_value(vcpu: &Vcpu<impl Vendor>, gpa: Gpa) -> u64 {
     let mut bytes = [0; 8];
     if space::is_own(gpa.frame().identity()) {
         return 0;
@@ -130,7 +122,7 @@ pub fn old_value(vcpu: &Vcpu, gpa: Gpa) -> u64 {
 }
 
 /// Stops enforcing anything on a page, as a policy of `log` demands.
-pub fn release(vcpu: &mut Vcpu, memory: &mut Memory, gpa: Gpa) {
+pub fn release<V: Vendor>(vcpu: &mut Vcpu<V>, memory: &mut Memory<V>, gpa: Gpa) {
     let page = FrameRange::with_count(gpa.frame(), 1);
     // A frame with a state is mapped, and the pool holds all tables that can be needed. Device
     // memory has no state; it stays as it is and the guest faults again.
@@ -139,7 +131,7 @@ pub fn release(vcpu: &mut Vcpu, memory: &mut Memory, gpa: Gpa) {
 }
 
 /// A write to the local APIC's page: passed on, unless it would reset or start a CPU.
-fn apic_write(vcpu: &mut Vcpu, access: Access) {
+fn apic_write(vcpu: &mut Vcpu<impl Vendor>, access: Access) {
     vcpu.shared().count(Counter::ApicWrite);
     let instruction = guest::fetch(vcpu);
     let Some((length, value)) = instruction.and_then(|instruction| match instruction.operation {
@@ -148,7 +140,7 @@ fn apic_write(vcpu: &mut Vcpu, access: Access) {
     }) else {
         let attempt = Attempt { gpa: Some(access.gpa), ..Attempt::new(ViolationKind::Undecodable) };
         if is_let_through(vcpu, attempt) {
-            vcpu.inject(crate::svm::EventInjection::GENERAL_PROTECTION);
+            vcpu.inject(Exception::GeneralProtection);
         }
         return;
     };

@@ -6,7 +6,8 @@
 
 use super::Vm;
 use crate::memory::window::Windows;
-use crate::svm::Vcpu;
+use crate::vcpu::Vcpu;
+use crate::vendor::Vendor;
 use addr::{Gpa, Gva, PAGE_SIZE};
 use paging::Level;
 use paging::guest::{GuestRights, Translation, walk};
@@ -14,7 +15,7 @@ use x86_decode::{Instruction, MAX_LENGTH, decode};
 use zerocopy::IntoBytes;
 
 /// Reads the aligned 8 bytes at `gpa` if that is RAM.
-fn read_entry(vm: &Vm, windows: &Windows, gpa: Gpa) -> Option<u64> {
+fn read_entry(vm: &Vm<impl Vendor>, windows: &Windows, gpa: Gpa) -> Option<u64> {
     let frame = gpa.frame();
     if !vm.is_ram(frame) {
         return None;
@@ -23,14 +24,14 @@ fn read_entry(vm: &Vm, windows: &Windows, gpa: Gpa) -> Option<u64> {
 }
 
 /// Copies a table page if it is RAM.
-pub fn read_table(vm: &Vm, windows: &Windows, gpa: Gpa, entries: &mut [u64; 512]) -> bool {
+pub fn read_table(vm: &Vm<impl Vendor>, windows: &Windows, gpa: Gpa, entries: &mut [u64; 512]) -> bool {
     let frame = gpa.frame();
     let window = if vm.is_ram(frame) { windows.open(frame.identity()) } else { None };
     window.is_some_and(|window| window.read(0, entries.as_mut_bytes()) == size_of_val(entries))
 }
 
 /// Translates an address by the tables that the vCPU uses now; without paging, by itself.
-pub fn translate(vcpu: &Vcpu, gva: Gva) -> Option<Translation> {
+pub fn translate(vcpu: &Vcpu<impl Vendor>, gva: Gva) -> Option<Translation> {
     let Some(levels) = vcpu.paging_levels() else {
         let rights = GuestRights { write: true, user: true, execute: true };
         let gpa = Gpa::new(gva.raw());
@@ -41,13 +42,13 @@ pub fn translate(vcpu: &Vcpu, gva: Gva) -> Option<Translation> {
 }
 
 /// Copies bytes out of the guest's virtual memory, all or none.
-pub fn read(vcpu: &Vcpu, gva: Gva, buffer: &mut [u8]) -> Option<()> {
+pub fn read(vcpu: &Vcpu<impl Vendor>, gva: Gva, buffer: &mut [u8]) -> Option<()> {
     let read = read_some(vcpu, gva, buffer);
     (read == buffer.len()).then_some(())
 }
 
 /// Copies bytes out of the guest's virtual memory up to the first that is not mapped RAM.
-fn read_some(vcpu: &Vcpu, gva: Gva, buffer: &mut [u8]) -> usize {
+fn read_some(vcpu: &Vcpu<impl Vendor>, gva: Gva, buffer: &mut [u8]) -> usize {
     let mut done = 0;
     while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
         let at = gva.plus(done as u64);
@@ -63,14 +64,14 @@ fn read_some(vcpu: &Vcpu, gva: Gva, buffer: &mut [u8]) -> usize {
 
 /// The address whose fetch faulted at `gpa`: RIP, or the start of the next page if the instruction
 /// reaches into that.
-pub fn fetched_address(vcpu: &Vcpu, gpa: Gpa) -> Gva {
+pub fn fetched_address(vcpu: &Vcpu<impl Vendor>, gpa: Gpa) -> Gva {
     let next = Gva::new(vcpu.rip().raw() | (PAGE_SIZE - 1)).plus(1);
     let leads_there = |gva| translate(vcpu, gva).is_some_and(|t| t.gpa.frame() == gpa.frame());
     if !leads_there(vcpu.rip()) && leads_there(next) { next } else { vcpu.rip() }
 }
 
 /// The instruction at RIP, if it is one that the hypervisor must understand.
-pub fn fetch(vcpu: &Vcpu) -> Option<Instruction> {
+pub fn fetch(vcpu: &Vcpu<impl Vendor>) -> Option<Instruction> {
     let mut bytes = [0; MAX_LENGTH];
     let count = read_some(vcpu, vcpu.rip(), &mut bytes);
     decode(bytes.get(..count)?, &vcpu.registers())

@@ -4,11 +4,12 @@ use super::Stage;
 use crate::cpu;
 use crate::memory::pool;
 use crate::report;
-use crate::svm::Vcpu;
+use crate::vcpu::Vcpu;
+use crate::vendor::Vendor;
 use abi::hypercall::{Counter, READ_COUNTER, UNKNOWN};
 
 /// Answers a hypercall; RIP is past it already.
-pub fn handle(vcpu: &mut Vcpu) {
+pub fn handle(vcpu: &mut Vcpu<impl Vendor>) {
     let answer = match (vcpu.gpr(0), Counter::from_number(vcpu.gpr(3))) {
         (READ_COUNTER, Some(counter)) => read(vcpu, counter),
         _ => UNKNOWN,
@@ -16,7 +17,7 @@ pub fn handle(vcpu: &mut Vcpu) {
     vcpu.set_gpr(0, answer);
 }
 
-fn read(vcpu: &Vcpu, counter: Counter) -> u64 {
+fn read(vcpu: &Vcpu<impl Vendor>, counter: Counter) -> u64 {
     match counter {
         Counter::LastEvent => report::last_sequence(),
         Counter::Locked => match vcpu.vm.stage() {

@@ -6,7 +6,8 @@
 
 use super::guest;
 use super::lock::flusher;
-use crate::svm::Vcpu;
+use crate::vcpu::Vcpu;
+use crate::vendor::Vendor;
 use addr::{FRAMES_PER_2M, FrameRange, Gfn, Gpa};
 use core::sync::atomic::{AtomicBool, Ordering};
 use paging::Level;
@@ -16,7 +17,7 @@ const KERNEL_IMAGE: u64 = 0xffff_ffff_8000_0000;
 static KERNEL_STARTED: AtomicBool = AtomicBool::new(false);
 
 /// Lets the vCPU execute at `gpa`.
-pub fn allow(vcpu: &mut Vcpu, gpa: Gpa) {
+pub fn allow(vcpu: &mut Vcpu<impl Vendor>, gpa: Gpa) {
     let vm = vcpu.vm;
     let level = guest::translate(vcpu, guest::fetched_address(vcpu, gpa))
         .map(|translation| translation.level);

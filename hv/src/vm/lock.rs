@@ -7,27 +7,30 @@
 //! that only seems protected is worse than one that does not run.
 
 use super::memory::Memory;
+use super::separation::Separation;
 use super::survey::{Findings, examine, image_frames};
 use super::{KernelPlace, Stage, Vm, guest, shootdown};
 use crate::cpu::instructions::time_stamp;
 use crate::report;
-use crate::svm::Vcpu;
+use crate::vcpu::Vcpu;
+use crate::vendor::Vendor;
 use abi::event::{LockReport, RecordKind};
 use abi::manifest::Span;
 use addr::{FrameRange, GuestPhysical, Gva};
 use integrity::state::PageState;
 use paging::Flushed;
+use x86_defs::{cr4, msr};
 use zerocopy::IntoBytes;
 
 const CHANGE: &str = "the second stage could not be changed";
 
 /// A flush of all CPUs after a change, on behalf of CPU `caller`.
-pub fn flusher(vm: &'static Vm, caller: usize) -> impl FnMut() -> Flushed {
+pub fn flusher(vm: &'static Vm<impl Vendor>, caller: usize) -> impl FnMut() -> Flushed {
     move || shootdown::flush_all(vm, caller)
 }
 
 /// The first instruction at CPL 3.
-pub fn arm(vcpu: &mut Vcpu) {
+pub fn arm(vcpu: &mut Vcpu<impl Vendor>) {
     let vm = vcpu.vm;
     let mut memory = vm.memory.lock();
     vcpu.request_flush();
@@ -46,7 +49,7 @@ pub fn arm(vcpu: &mut Vcpu) {
 }
 
 /// An address-space switch while read-only data waits to be locked.
-pub fn look_at_rodata(vcpu: &mut Vcpu) {
+pub fn look_at_rodata(vcpu: &mut Vcpu<impl Vendor>) {
     let vm = vcpu.vm;
     let Some(kernel) = vm.kernel() else { return };
     let rodata = vm.manifest.header().rodata;
@@ -73,7 +76,7 @@ pub fn look_at_rodata(vcpu: &mut Vcpu) {
     }
 }
 
-fn report_of(vcpu: &Vcpu, kernel: KernelPlace, findings: &Findings) -> LockReport {
+fn report_of(vcpu: &Vcpu<impl Vendor>, kernel: KernelPlace, findings: &Findings) -> LockReport {
     LockReport {
         kernel_base: kernel.gva.raw(),
         ticks: 0,
@@ -105,10 +108,10 @@ fn send(mut report: LockReport, start: u64) {
 }
 
 /// Where the kernel is: LSTAR holds the address of a symbol that the manifest knows.
-fn find_kernel(vcpu: &Vcpu) -> Result<KernelPlace, &'static str> {
+fn find_kernel(vcpu: &Vcpu<impl Vendor>) -> Result<KernelPlace, &'static str> {
     const ALIGNMENT: u64 = 2 << 20;
     let header = vcpu.vm.manifest.header();
-    let entry = vcpu.vmcb().lstar;
+    let entry = vcpu.msr(msr::LSTAR);
     let gva = Gva::new(entry.wrapping_sub(u64::from(header.entry_syscall)));
     if !gva.raw().wrapping_sub(header.link_base).is_multiple_of(ALIGNMENT) {
         return Err("the system call entry is not where the manifest says");
@@ -119,7 +122,7 @@ fn find_kernel(vcpu: &Vcpu) -> Result<KernelPlace, &'static str> {
 
 /// The frames of a span of the image, which must be mapped in one piece.
 fn frames_of(
-    vcpu: &Vcpu,
+    vcpu: &Vcpu<impl Vendor>,
     kernel: KernelPlace,
     span: Span,
 ) -> Result<FrameRange<GuestPhysical>, &'static str> {
@@ -136,8 +139,16 @@ fn frames_of(
     Ok(image_frames(kernel, span))
 }
 
-fn lock_all(vcpu: &Vcpu, memory: &mut Memory) -> Result<LockReport, &'static str> {
+fn lock_all<V: Vendor>(
+    vcpu: &Vcpu<V>,
+    memory: &mut Memory<V>,
+) -> Result<LockReport, &'static str> {
     let vm = vcpu.vm;
+    // Entries with two rights go by the kind of the mapping, not by the mode of the CPU: only
+    // SMEP, which the lock pins, keeps the kernel from executing what it maps as a user page.
+    if vm.separation() == Separation::Table && vcpu.control_register(4) & cr4::SMEP == 0 {
+        return Err("it runs without SMEP, on which mode-based execute control relies");
+    }
     let kernel = find_kernel(vcpu)?;
     let text = frames_of(vcpu, kernel, vm.manifest.header().text)?;
     frames_of(vcpu, kernel, vm.manifest.header().rodata)?;
@@ -147,7 +158,7 @@ fn lock_all(vcpu: &Vcpu, memory: &mut Memory) -> Result<LockReport, &'static str
 
     let flush = || flusher(vm, vcpu.index);
     memory.withdraw_grants(flush()).map_err(|_| CHANGE)?;
-    memory.open_for_execution(&vm.ram, flush()).map_err(|_| CHANGE)?;
+    memory.open_for_execution(flush()).map_err(|_| CHANGE)?;
     memory.set_state(text, PageState::LockedCode, flush()).map_err(|_| CHANGE)?;
     vm.set_stage(Stage::Text);
     lock_rodata(vcpu, memory, kernel, &findings, &mut report)?;
@@ -162,9 +173,9 @@ fn lock_all(vcpu: &Vcpu, memory: &mut Memory) -> Result<LockReport, &'static str
 }
 
 /// Locks read-only data if the guest's tables make it read-only; otherwise leaves it for later.
-fn lock_rodata(
-    vcpu: &Vcpu,
-    memory: &mut Memory,
+fn lock_rodata<V: Vendor>(
+    vcpu: &Vcpu<V>,
+    memory: &mut Memory<V>,
     kernel: KernelPlace,
     findings: &Findings,
     report: &mut LockReport,

@@ -1,29 +1,38 @@
 //! The VM's second stage and the state of each of its pages.
 //!
-//! What always holds, outside of these methods: a page's rights in both views are those that
-//! [`integrity::state::second_stage`] gives its state, except before the lock, when the kernel
-//! view grants execution as it is needed ([`super::learn`]). Both tables map every guest frame to
-//! the host frame of the same number, and the hypervisor's own frames to nothing.
+//! What always holds, outside of these methods: a page's rights for kernel and user code are those
+//! that [`integrity::state::second_stage`] gives its state, except before the lock. Until then
+//! user code executes nothing; the kernel executes any RAM where the table tells it from user
+//! code, and elsewhere what it is granted as it needs it ([`super::learn`]). Every table maps each
+//! guest frame to the host frame of the same number, and the hypervisor's own frames to nothing.
 
+use super::Ram;
+use super::separation::{Allowed, Separation};
 use crate::cpu::apic;
 use crate::memory::pool::{Block, Tables};
+use crate::vendor::{SecondStage, Vendor};
 use addr::{FrameRange, Gfn, Gpa, GuestPhysical, Hfn, PAGE_SIZE};
+use arrayvec::ArrayVec;
 use core::sync::atomic::AtomicU8;
 use frames::FrameStates;
 use integrity::Rights;
 use integrity::rights::Counters;
-use integrity::state::{PageState, View, second_stage};
+use integrity::state::{PageState, View};
 use paging::guest::Buffers;
-use paging::{Flushed, Level, Npt, NptRights, PageTable, PagingError, Removed};
+use paging::{Flushed, Level, PageTable, PagingError, Removed};
 use zerocopy::FromBytes;
 
 /// Most runs of executable pages that are withdrawn at a time.
 const BATCH: usize = 64;
+const READ_WRITE: Rights = Rights::READ.union(Rights::WRITE);
 
 /// Second stage, page states, and room for counting aliases.
-pub struct Memory {
-    kernel: PageTable<Npt>,
-    user: Option<PageTable<Npt>>,
+pub struct Memory<V: Vendor> {
+    separation: Separation,
+    /// The table of the kernel view, or the only one.
+    kernel: PageTable<V::Table>,
+    user: Option<PageTable<V::Table>>,
+    ram: Ram,
     states: FrameStates<'static, PageState>,
     counters: &'static mut [u8],
     /// Room for walking the guest's tables.
@@ -32,8 +41,8 @@ pub struct Memory {
 
 const NO_MEMORY: &str = "the pool is too small for the second stage";
 
-impl Memory {
-    /// Maps everything below `limit` but `own`, read-write, and the APIC read-only.
+impl<V: Vendor> Memory<V> {
+    /// Maps everything below `limit` but `own`, with the rights of the time before the lock.
     ///
     /// `ram_end` is the first frame past all RAM; states are kept below it.
     ///
@@ -42,24 +51,33 @@ impl Memory {
     pub fn new(
         limit: Gfn,
         ram_end: Gfn,
+        ram: Ram,
         own: &[FrameRange<GuestPhysical>],
-        two_views: bool,
+        separation: Separation,
     ) -> Result<Self, &'static str> {
         let states = Block::take(ram_end.raw().div_ceil(PAGE_SIZE)).ok_or(NO_MEMORY)?.leak();
         let states = <[AtomicU8]>::mut_from_bytes(states).map_err(|_| NO_MEMORY)?;
         let counters = Block::take(ram_end.raw().div_ceil(PAGE_SIZE)).ok_or(NO_MEMORY)?.leak();
         let buffers = Block::take(5).ok_or(NO_MEMORY)?.leak_as().ok_or(NO_MEMORY)?;
+        let table = || identity::<V>(limit, &ram, own, separation).map_err(|_| NO_MEMORY);
         let memory = Self {
-            kernel: identity(limit, own).map_err(|_| NO_MEMORY)?,
-            user: if two_views { Some(identity(limit, own).map_err(|_| NO_MEMORY)?) } else { None },
+            separation,
+            kernel: table()?,
+            user: if separation == Separation::Views { Some(table()?) } else { None },
             states: FrameStates::new(Gfn::new(0), states, PageState::Data),
             counters,
             buffers,
+            ram,
         };
         for frame in own.iter().flat_map(|range| range.iter()) {
             let _ = memory.states.set(frame, PageState::Own);
         }
         Ok(memory)
+    }
+
+    /// How user and supervisor execution are told apart.
+    pub fn separation(&self) -> Separation {
+        self.separation
     }
 
     /// Root of a view's table.
@@ -75,9 +93,9 @@ impl Memory {
         self.states.get(frame)
     }
 
-    /// Whether the kernel view (or the only one) lets `frame` be executed.
+    /// Whether the kernel can execute `frame`.
     pub fn is_executable(&self, frame: Gfn) -> bool {
-        self.kernel.walk(&Tables, frame).is_some_and(|leaf| leaf.rights.execute)
+        self.kernel.walk(&Tables, frame).is_some_and(|leaf| V::Table::is_executable(leaf.rights))
     }
 
     /// Room for walking the guest's tables and zeroed counters, together.
@@ -85,19 +103,19 @@ impl Memory {
         (self.buffers, Counters::new(self.counters))
     }
 
-    /// Lets `range` be executed in the kernel view, before the lock. No flush of other CPUs is
-    /// due: one that remembers less than is allowed faults and learns.
+    /// Lets the kernel execute `range`, before the lock. No flush of other CPUs is due: one that
+    /// remembers less than is allowed faults and learns.
     ///
     /// # Errors
     /// Part of the range is not mapped; nothing was changed.
     pub fn grant_execute(&mut self, range: FrameRange<GuestPhysical>) -> Result<(), PagingError> {
-        let removed = self.kernel.protect(&mut Tables, range, NptRights::ALL)?;
+        let removed = self.protect_kernel(range, Rights::all())?;
         // Nothing was taken away, and a split keeps its tables.
         removed.release(&mut Tables, Flushed::acknowledged());
         Ok(())
     }
 
-    /// Withdraws all that was granted, and collapses what was split for it.
+    /// Withdraws from the kernel all execution that it has, and collapses what was split for it.
     ///
     /// # Errors
     /// Out of table pages.
@@ -106,9 +124,9 @@ impl Memory {
         mut flush: impl FnMut() -> Flushed,
     ) -> Result<(), PagingError> {
         loop {
-            let mut runs = arrayvec::ArrayVec::<FrameRange<GuestPhysical>, BATCH>::new();
+            let mut runs = ArrayVec::<FrameRange<GuestPhysical>, BATCH>::new();
             self.kernel.visit(&Tables, |range, leaf| {
-                if leaf.rights.execute {
+                if V::Table::is_executable(leaf.rights) {
                     match runs.last_mut() {
                         Some(last) if last.end == range.start => last.end = range.end,
                         // What does not fit is found in the next round.
@@ -120,30 +138,22 @@ impl Memory {
                 return Ok(());
             }
             for range in &runs {
-                self.kernel
-                    .protect(&mut Tables, *range, NptRights::READ_WRITE)?
-                    .release(&mut Tables, flush());
+                self.protect_kernel(*range, READ_WRITE)?.release(&mut Tables, flush());
             }
         }
     }
 
-    /// Lets all of `ram`, which is data, be executed where data may be: in the user view, or in
-    /// the only one.
+    /// Gives all RAM, which is data, the rights of data after the lock.
     ///
     /// # Errors
     /// Out of table pages.
     pub fn open_for_execution(
         &mut self,
-        ram: &[FrameRange<GuestPhysical>],
         mut flush: impl FnMut() -> Flushed,
     ) -> Result<(), PagingError> {
-        let (table, view) = match &mut self.user {
-            Some(user) => (user, View::User),
-            None => (&mut self.kernel, View::Single),
-        };
-        let rights = npt(second_stage(PageState::Data, view));
-        for range in ram {
-            table.protect(&mut Tables, *range, rights)?.release(&mut Tables, flush());
+        let rights = Allowed::of(PageState::Data, self.separation);
+        for range in self.ram.clone() {
+            self.protect(range, rights)?.release(&mut Tables, flush());
         }
         Ok(())
     }
@@ -159,7 +169,7 @@ impl Memory {
         state: PageState,
         mut flush: impl FnMut() -> Flushed,
     ) -> Result<(), PagingError> {
-        self.protect(range, |view| npt(second_stage(state, view)))?.release(&mut Tables, flush());
+        self.protect(range, Allowed::of(state, self.separation))?.release(&mut Tables, flush());
         for frame in range.iter() {
             let _ = self.states.set(frame, state);
         }
@@ -176,7 +186,7 @@ impl Memory {
         range: FrameRange<GuestPhysical>,
         mut flush: impl FnMut() -> Flushed,
     ) -> Result<(), PagingError> {
-        self.protect(range, |_| NptRights::READ)?.release(&mut Tables, flush());
+        self.protect(range, Allowed::both(Rights::READ))?.release(&mut Tables, flush());
         Ok(())
     }
 
@@ -184,16 +194,35 @@ impl Memory {
     fn protect(
         &mut self,
         range: FrameRange<GuestPhysical>,
-        rights: impl Fn(View) -> NptRights,
-    ) -> Result<Removed<Npt>, PagingError> {
+        allowed: Allowed,
+    ) -> Result<Removed<V::Table>, PagingError> {
+        let ram = self.is_ram(range);
         let Some(user) = &mut self.user else {
-            return self.kernel.protect(&mut Tables, range, rights(View::Single));
+            let rights = V::Table::rights(allowed.kernel, allowed.user, ram);
+            return self.kernel.protect(&mut Tables, range, rights);
         };
-        let mut removed = self.kernel.protect(&mut Tables, range, rights(View::Kernel))?;
-        let other = user.protect(&mut Tables, range, rights(View::User))?;
+        let view = |rights| V::Table::rights(rights, rights, ram);
+        let mut removed = self.kernel.protect(&mut Tables, range, view(allowed.kernel))?;
+        let other = user.protect(&mut Tables, range, view(allowed.user))?;
         // Changing rights unlinks no table, so there is always room.
         drop(removed.join(other));
         Ok(removed)
+    }
+
+    /// Changes the kernel's rights before the lock, when user code executes nothing.
+    fn protect_kernel(
+        &mut self,
+        range: FrameRange<GuestPhysical>,
+        kernel: Rights,
+    ) -> Result<Removed<V::Table>, PagingError> {
+        let allowed = Allowed::before_the_lock(kernel, self.separation);
+        let rights = V::Table::rights(allowed.kernel, allowed.user, self.is_ram(range));
+        self.kernel.protect(&mut Tables, range, rights)
+    }
+
+    /// Whether all of `range` is RAM.
+    fn is_ram(&self, range: FrameRange<GuestPhysical>) -> bool {
+        self.ram.iter().any(|ram| ram.start <= range.start && range.end <= ram.end)
     }
 
     /// Makes large leaves again where whole blocks have the same rights.
@@ -212,36 +241,34 @@ impl Memory {
     }
 }
 
-fn npt(rights: Rights) -> NptRights {
-    NptRights {
-        read: rights.contains(Rights::READ),
-        write: rights.contains(Rights::WRITE),
-        execute: rights.contains(Rights::EXECUTE),
-    }
-}
-
-/// A table that maps every frame below `limit` but `own` to itself.
-fn identity(limit: Gfn, own: &[FrameRange<GuestPhysical>]) -> Result<PageTable<Npt>, PagingError> {
-    let mut table = PageTable::<Npt>::new(&mut Tables)?;
+/// A table that maps every frame below `limit` but `own` to itself, the APIC read-only.
+fn identity<V: Vendor>(
+    limit: Gfn,
+    ram: &Ram,
+    own: &[FrameRange<GuestPhysical>],
+    separation: Separation,
+) -> Result<PageTable<V::Table>, PagingError> {
+    let device = |rights| V::Table::rights(rights, rights, false);
+    let mut table = PageTable::<V::Table>::new(&mut Tables)?;
     let mut start = Gfn::new(0);
     let ends = own.iter().copied().chain([FrameRange::with_count(limit, 0)]);
     for hole in ends {
         let range = FrameRange::new(start, hole.start);
         if !range.is_empty() {
-            table.map(
-                &mut Tables,
-                range,
-                start.identity(),
-                NptRights::READ_WRITE,
-                Level::Page1G,
-            )?;
+            let output = start.identity();
+            table.map(&mut Tables, range, output, device(READ_WRITE), Level::Page1G)?;
         }
         start = hole.end;
     }
     let registers = FrameRange::with_count(Gpa::new(apic::BASE).frame(), 1);
-    // No CPU has used the table yet.
-    table
-        .protect(&mut Tables, registers, NptRights::READ)?
-        .release(&mut Tables, Flushed::acknowledged());
+    let kernel = if separation == Separation::Table { Rights::all() } else { READ_WRITE };
+    let boot = Allowed::before_the_lock(kernel, separation);
+    let boot = V::Table::rights(boot.kernel, boot.user, true);
+    for (range, rights) in
+        ram.iter().map(|range| (*range, boot)).chain([(registers, device(Rights::READ))])
+    {
+        // No CPU has used the table yet.
+        table.protect(&mut Tables, range, rights)?.release(&mut Tables, Flushed::acknowledged());
+    }
     Ok(table)
 }

@@ -1,10 +1,11 @@
 //! The VM: everything above the vendor. What a guest page is, what a fault means, what is refused.
 //!
-//! Reading order: [`memory`] (second stage and page states), [`learn`] (before the lock), [`lock`] and [`survey`],
+//! Reading order: [`exits`], [`memory`] (second stage and page states), [`learn`] (before the lock), [`lock`] and [`survey`],
 //! [`fault`] (the verdict on an access), [`promote`], [`text`] (patching), [`registers`] and
 //! [`pins`], [`violation`].
 
 pub mod cpuid;
+pub mod exits;
 pub mod fault;
 pub mod guest;
 pub mod hypercall;
@@ -14,19 +15,23 @@ pub mod memory;
 pub mod pins;
 pub mod promote;
 pub mod registers;
+pub mod separation;
 pub mod shootdown;
 pub mod store;
 pub mod survey;
 pub mod text;
 pub mod violation;
+mod xcr0;
 
+use crate::vendor::Vendor;
 use abi::manifest::Manifest;
-use abi::policy::{Policy, SupervisorExec};
+use abi::policy::Policy;
 use addr::{FrameRange, Gfn, Gpa, GuestPhysical, Gva, Hfn};
 use arrayvec::ArrayVec;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use integrity::state::View;
 use memory::Memory;
+use separation::Separation;
 use spin::Once;
 use spin::mutex::SpinMutex;
 
@@ -61,16 +66,20 @@ pub struct KernelPlace {
     pub gpa: Gpa,
 }
 
+/// Ranges of RAM.
+pub type Ram = ArrayVec<FrameRange<GuestPhysical>, 96>;
+
 /// A virtual machine.
-pub struct Vm {
+pub struct Vm<V: Vendor> {
     /// What the administrator wants.
     pub policy: Policy,
     /// What is known of its kernel.
     pub manifest: Manifest<'static>,
     /// Its RAM, without the hypervisor's parts.
-    pub ram: ArrayVec<FrameRange<GuestPhysical>, 96>,
+    pub ram: Ram,
     /// Second stage and page states.
-    pub memory: SpinMutex<Memory>,
+    pub memory: SpinMutex<Memory<V>>,
+    separation: Separation,
     roots: [Hfn; 2],
     stage: AtomicU32,
     kernel: Once<KernelPlace>,
@@ -80,38 +89,37 @@ pub struct Vm {
     hold: AtomicBool,
 }
 
-static VM: Once<Vm> = Once::new();
-
-impl Vm {
-    /// Makes the primary VM.
-    pub fn install(
+impl<V: Vendor> Vm<V> {
+    /// A VM that has not run yet.
+    pub fn new(
         policy: Policy,
         manifest: Manifest<'static>,
-        ram: ArrayVec<FrameRange<GuestPhysical>, 96>,
-        memory: Memory,
-    ) -> &'static Self {
+        ram: Ram,
+        memory: Memory<V>,
+    ) -> Self {
         let roots = [memory.root(View::Kernel), memory.root(View::User)];
-        VM.call_once(|| Self {
+        Self {
             policy,
             manifest,
             ram,
+            separation: memory.separation(),
             memory: SpinMutex::new(memory),
             roots,
             stage: AtomicU32::new(Stage::Boot as u32),
             kernel: Once::new(),
             generation: AtomicU64::new(1),
             hold: AtomicBool::new(false),
-        })
+        }
     }
 
-    /// Whether user and supervisor execution are told apart.
-    pub fn has_views(&self) -> bool {
-        self.policy.supervisor_exec == SupervisorExec::Views
+    /// How user and supervisor execution are told apart.
+    pub fn separation(&self) -> Separation {
+        self.separation
     }
 
     /// The view that a vCPU starts in.
     pub fn first_view(&self) -> View {
-        if self.has_views() { View::Kernel } else { View::Single }
+        if self.separation == Separation::Views { View::Kernel } else { View::Single }
     }
 
     /// Root of a view's second-stage table.

@@ -1,9 +1,8 @@
 //! The pinned values of one vCPU, captured at the lock.
 
-use crate::cpu::instructions::read_msr;
-use crate::svm::Vcpu;
+use crate::vendor::Vendor;
 use integrity::pins::{ControlPin, MsrPins, SelectorPin, TablePin, cr0_pin, cr4_pin, efer_pin};
-use x86_defs::msr;
+use x86_decode::Table;
 
 /// All pins of a vCPU.
 #[derive(Clone, Copy, Debug)]
@@ -28,26 +27,20 @@ pub struct Pins {
 
 impl Pins {
     /// Pins the vCPU's registers at their present values.
-    pub fn capture(vcpu: &Vcpu) -> Self {
-        let vmcb = vcpu.vmcb();
+    pub fn capture(vcpu: &impl Vendor) -> Self {
+        let table = |name| {
+            let (base, limit) = vcpu.table(name);
+            TablePin { base, limit }
+        };
         Self {
-            cr0: cr0_pin(vmcb.cr0),
-            cr4: cr4_pin(vmcb.cr4),
-            efer: efer_pin(vcpu.guest_efer()),
-            msrs: MsrPins::capture(|number| match number {
-                msr::STAR => vmcb.star,
-                msr::LSTAR => vmcb.lstar,
-                msr::CSTAR => vmcb.cstar,
-                msr::SFMASK => vmcb.sfmask,
-                msr::SYSENTER_CS => vmcb.sysenter_cs,
-                msr::SYSENTER_ESP => vmcb.sysenter_esp,
-                msr::SYSENTER_EIP => vmcb.sysenter_eip,
-                other => read_msr(other),
-            }),
-            gdtr: TablePin { base: vmcb.gdtr.base, limit: vmcb.gdtr.limit },
-            idtr: TablePin { base: vmcb.idtr.base, limit: vmcb.idtr.limit },
-            ldtr: SelectorPin { selector: vmcb.ldtr.selector },
-            tr: SelectorPin { selector: vmcb.tr.selector },
+            cr0: cr0_pin(vcpu.control_register(0)),
+            cr4: cr4_pin(vcpu.control_register(4)),
+            efer: efer_pin(vcpu.efer()),
+            msrs: MsrPins::capture(|number| vcpu.msr(number)),
+            gdtr: table(Table::Gdtr),
+            idtr: table(Table::Idtr),
+            ldtr: SelectorPin { selector: vcpu.selector(Table::Ldtr) },
+            tr: SelectorPin { selector: vcpu.selector(Table::Tr) },
         }
     }
 }

@@ -12,7 +12,8 @@ use super::survey::{rights_of, survey};
 use super::violation::{Attempt, is_let_through};
 use super::{Stage, Vm, fault};
 use crate::report;
-use crate::svm::Vcpu;
+use crate::vcpu::Vcpu;
+use crate::vendor::Vendor;
 use abi::event::{Promotion, RecordKind, ViolationKind};
 use addr::{FrameRange, Gfn, Gpa, Gva, PAGE_SIZE};
 use integrity::Rights;
@@ -31,7 +32,7 @@ struct Run {
 }
 
 /// CPL 0 executes a page that is not code.
-pub fn on_execution(vcpu: &mut Vcpu, gpa: Gpa) {
+pub fn on_execution(vcpu: &mut Vcpu<impl Vendor>, gpa: Gpa) {
     let vm = vcpu.vm;
     let mut memory = vm.memory.lock();
     let frame = gpa.frame();
@@ -63,7 +64,7 @@ pub fn on_execution(vcpu: &mut Vcpu, gpa: Gpa) {
 }
 
 /// Whether the kernel still boots and `gpa` is its initialisation code.
-fn is_init_text(vm: &Vm, gpa: Gpa) -> bool {
+fn is_init_text(vm: &Vm<impl Vendor>, gpa: Gpa) -> bool {
     let offset = vm.kernel().and_then(|kernel| gpa.raw().checked_sub(kernel.gpa.raw()));
     vm.stage() == Stage::Text
         && offset.is_some_and(|offset| vm.manifest.header().init_text.contains(offset))
@@ -71,7 +72,7 @@ fn is_init_text(vm: &Vm, gpa: Gpa) -> bool {
 
 /// The data pages around RIP that the guest maps executable and not writable, as far as they are
 /// contiguous.
-fn run_around(vcpu: &Vcpu, memory: &Memory, gpa: Gpa) -> Option<Run> {
+fn run_around<V: Vendor>(vcpu: &Vcpu<V>, memory: &Memory<V>, gpa: Gpa) -> Option<Run> {
     let page = Gva::new(guest::fetched_address(vcpu, gpa).raw() & !(PAGE_SIZE - 1));
     let fits = |distance: i64| {
         let gva = Gva::new(page.raw().wrapping_add_signed(distance * PAGE_SIZE.cast_signed()));
@@ -102,7 +103,7 @@ fn run_around(vcpu: &Vcpu, memory: &Memory, gpa: Gpa) -> Option<Run> {
 }
 
 /// The transaction; says whether the pages are code now.
-fn promote(vcpu: &Vcpu, memory: &mut Memory, run: Run) -> bool {
+fn promote<V: Vendor>(vcpu: &Vcpu<V>, memory: &mut Memory<V>, run: Run) -> bool {
     let vm = vcpu.vm;
     let Ok(()) = memory.freeze(run.frames, flusher(vm, vcpu.index)) else { return false };
     let verdict = judge(vcpu, memory, run);
@@ -130,7 +131,7 @@ fn promote(vcpu: &Vcpu, memory: &mut Memory, run: Run) -> bool {
 }
 
 /// Counts all aliases of the frozen pages and asks the authority.
-fn judge(vcpu: &Vcpu, memory: &mut Memory, run: Run) -> Option<Authority> {
+fn judge<V: Vendor>(vcpu: &Vcpu<V>, memory: &mut Memory<V>, run: Run) -> Option<Authority> {
     let counted = survey(vcpu, memory).ok()?;
     let mut aliases = Rights::empty();
     for frame in run.frames.iter() {
@@ -149,7 +150,7 @@ fn judge(vcpu: &Vcpu, memory: &mut Memory, run: Run) -> Option<Authority> {
 }
 
 /// The guest writes a page of unlocked code: it is data from now on.
-pub fn demote(vcpu: &mut Vcpu, memory: &mut Memory, frame: Gfn) {
+pub fn demote<V: Vendor>(vcpu: &mut Vcpu<V>, memory: &mut Memory<V>, frame: Gfn) {
     let page = FrameRange::with_count(frame, 1);
     // The page has a state, so it is mapped, and the pool holds all tables that can be needed.
     let _ = memory.set_state(page, PageState::Data, flusher(vcpu.vm, vcpu.index));

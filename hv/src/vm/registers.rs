@@ -6,11 +6,12 @@
 use super::lock;
 use super::violation::{Attempt, is_let_through};
 use crate::cpu::instructions::{cpuid, low_half, read_msr};
-use crate::svm::{EventInjection, Vcpu};
+use crate::vcpu::Vcpu;
+use crate::vendor::{Exception, Vendor};
 use abi::event::ViolationKind;
 use addr::Gva;
 use x86_decode::{Operation, Selector, SimpleOp, Table};
-use x86_defs::msr::{efer, vm_cr};
+use x86_defs::msr::efer;
 use x86_defs::{cr0, cr4, msr};
 
 const RAX: usize = 0;
@@ -22,7 +23,7 @@ fn attempt(kind: ViolationKind, register: u32, old: u64, new: u64) -> Attempt {
 }
 
 /// A write of CR0, CR3 or CR4, or LMSW or CLTS.
-pub fn control(vcpu: &mut Vcpu) {
+pub fn control(vcpu: &mut Vcpu<impl Vendor>) {
     let Some(instruction) = super::guest::fetch(vcpu) else { return };
     let (register, value) = match instruction.operation {
         Operation::MoveToControl { register, gpr } => (register, vcpu.gpr(usize::from(gpr))),
@@ -47,7 +48,7 @@ pub fn control(vcpu: &mut Vcpu) {
         _ => true,
     };
     if !legal {
-        return vcpu.inject(EventInjection::GENERAL_PROTECTION);
+        return vcpu.inject(Exception::GeneralProtection);
     }
     let pin = vcpu.pins.as_ref().map(|pins| if register == 0 { pins.cr0 } else { pins.cr4 });
     let broken = if register == 3 { 0 } else { pin.map_or(0, |pin| pin.broken_by(value)) };
@@ -68,7 +69,7 @@ pub fn control(vcpu: &mut Vcpu) {
 const NOT_WRITE_THROUGH: u64 = 1 << 29;
 
 /// PCIDE can be set only while the low bits of CR3 are clear (APM 5.5.1).
-fn pcid_is_legal(vcpu: &Vcpu, value: u64) -> bool {
+fn pcid_is_legal(vcpu: &Vcpu<impl Vendor>, value: u64) -> bool {
     const PCIDE: u64 = 1 << 17;
     value & PCIDE == 0
         || vcpu.control_register(4) & PCIDE != 0
@@ -94,7 +95,7 @@ fn supported_cr4() -> u64 {
 }
 
 /// RDMSR or WRMSR of an intercepted register.
-pub fn msr(vcpu: &mut Vcpu, is_write: bool) {
+pub fn msr<V: Vendor>(vcpu: &mut Vcpu<V>, is_write: bool) {
     let number = low_half(vcpu.gpr(RCX));
     if is_write {
         let value = vcpu.gpr(RDX) << 32 | u64::from(low_half(vcpu.gpr(RAX)));
@@ -104,13 +105,11 @@ pub fn msr(vcpu: &mut Vcpu, is_write: bool) {
         return;
     }
     let value = match number {
-        msr::EFER => vcpu.guest_efer(),
-        // SVM looks disabled by the firmware.
-        msr::VM_CR => vm_cr::LOCK | vm_cr::SVMDIS,
-        msr::IGNNE | msr::VM_HSAVE_PA | msr::SVM_KEY => 0,
-        // Outside the ranges that the CPU defines.
-        _ => return vcpu.inject(EventInjection::GENERAL_PROTECTION),
+        msr::EFER => Some(vcpu.efer()),
+        // Others than the hidden ones are outside the ranges that the CPU defines.
+        other => V::hidden_msr(other).and_then(|hidden| hidden.value),
     };
+    let Some(value) = value else { return vcpu.inject(Exception::GeneralProtection) };
     if vcpu.advance_over(SimpleOp::ReadMsr) {
         vcpu.set_gpr(RAX, value & 0xffff_ffff);
         vcpu.set_gpr(RDX, value >> 32);
@@ -118,12 +117,11 @@ pub fn msr(vcpu: &mut Vcpu, is_write: bool) {
 }
 
 /// Performs a write or refuses it; says whether the guest goes on behind the instruction.
-fn write_msr(vcpu: &mut Vcpu, number: u32, value: u64) -> bool {
+fn write_msr<V: Vendor>(vcpu: &mut Vcpu<V>, number: u32, value: u64) -> bool {
     if number == msr::EFER {
         return write_efer(vcpu, value);
     }
-    if matches!(number, msr::IGNNE | msr::VM_CR | msr::SVM_KEY) {
-        // VM_CR is locked, and the rest does nothing while it is.
+    if V::hidden_msr(number).is_some_and(|hidden| hidden.ignores_writes) {
         return true;
     }
     let pinned = match (&vcpu.pins, number) {
@@ -144,21 +142,21 @@ fn write_msr(vcpu: &mut Vcpu, number: u32, value: u64) -> bool {
                 return false;
             }
             if number == msr::APIC_BASE || !vcpu.set_msr(number, value) {
-                vcpu.inject(EventInjection::GENERAL_PROTECTION);
+                vcpu.inject(Exception::GeneralProtection);
                 return false;
             }
             true
         }
         None => {
-            vcpu.inject(EventInjection::GENERAL_PROTECTION);
+            vcpu.inject(Exception::GeneralProtection);
             false
         }
     }
 }
 
-fn write_efer(vcpu: &mut Vcpu, value: u64) -> bool {
+fn write_efer(vcpu: &mut Vcpu<impl Vendor>, value: u64) -> bool {
     const FAST_FXSAVE: u64 = 1 << 14;
-    let old = vcpu.guest_efer();
+    let old = vcpu.efer();
     // LMA is the CPU's to set; writes of it are ignored (APM 3.1.7).
     let value = value & !efer::LMA | old & efer::LMA;
     if let Some(pins) = vcpu.pins
@@ -172,7 +170,7 @@ fn write_efer(vcpu: &mut Vcpu, value: u64) -> bool {
     let known = efer::SCE | efer::LME | efer::LMA | efer::NXE | FAST_FXSAVE;
     let paging = vcpu.paging_levels().is_some();
     if value & !known != 0 || (paging && (value ^ old) & efer::LME != 0) {
-        vcpu.inject(EventInjection::GENERAL_PROTECTION);
+        vcpu.inject(Exception::GeneralProtection);
         return false;
     }
     vcpu.set_efer(value);
@@ -180,7 +178,7 @@ fn write_efer(vcpu: &mut Vcpu, value: u64) -> bool {
 }
 
 /// LGDT, LIDT, LLDT or LTR, after the lock.
-pub fn descriptor_table(vcpu: &mut Vcpu) {
+pub fn descriptor_table(vcpu: &mut Vcpu<impl Vendor>) {
     let Some(instruction) = super::guest::fetch(vcpu) else { return };
     let Some(pins) = vcpu.pins else { return };
     let allowed = match instruction.operation {
@@ -215,7 +213,7 @@ pub fn descriptor_table(vcpu: &mut Vcpu) {
 }
 
 /// Value of a 16-bit operand.
-fn selector(vcpu: &Vcpu, operand: Selector) -> Option<u16> {
+fn selector(vcpu: &Vcpu<impl Vendor>, operand: Selector) -> Option<u16> {
     match operand {
         Selector::Register(value) => Some(value),
         Selector::Memory(address) => {

@@ -8,6 +8,7 @@
 //! enter without the check. So nobody waits for a lock holder that waits for him.
 
 use super::Vm;
+use crate::vendor::Vendor;
 use crate::cpu::{self, CpuShared, apic};
 use abi::MAX_CPUS;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -15,8 +16,8 @@ use paging::Flushed;
 
 static SEEN: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS];
 
-/// Last step before VMRUN; says whether a flush is due. Waits while the VM is held.
-pub fn enter_guest(vm: &Vm, index: usize) -> bool {
+/// Last step before the entry; says whether a flush is due. Waits while the VM is held.
+pub fn enter_guest(vm: &Vm<impl Vendor>, index: usize) -> bool {
     let shared = cpu::shared(index);
     loop {
         shared.in_guest.store(true, Ordering::SeqCst);
@@ -39,7 +40,7 @@ pub fn enter_guest(vm: &Vm, index: usize) -> bool {
 
 /// Waits until no CPU but the caller, which is in the hypervisor, can use a translation from
 /// before this call. The caller flushes at its own next entry by the same count.
-pub fn flush_all(vm: &Vm, caller: usize) -> Flushed {
+pub fn flush_all(vm: &Vm<impl Vendor>, caller: usize) -> Flushed {
     let generation = vm.generation.fetch_add(1, Ordering::SeqCst) + 1;
     wait_for_others(caller, |index| {
         SEEN.get(index).is_none_or(|seen| seen.load(Ordering::SeqCst) >= generation)
@@ -48,13 +49,13 @@ pub fn flush_all(vm: &Vm, caller: usize) -> Flushed {
 }
 
 /// Keeps all other vCPUs out of the guest until [`release`].
-pub fn hold(vm: &Vm, caller: usize) {
+pub fn hold(vm: &Vm<impl Vendor>, caller: usize) {
     vm.hold.store(true, Ordering::SeqCst);
     wait_for_others(caller, |_| false);
 }
 
 /// Lets the others go on.
-pub fn release(vm: &Vm) {
+pub fn release(vm: &Vm<impl Vendor>) {
     vm.hold.store(false, Ordering::SeqCst);
 }
 

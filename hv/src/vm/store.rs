@@ -2,7 +2,8 @@
 //! windows, and the registers left as the instruction would have left them.
 
 use super::guest;
-use crate::svm::Vcpu;
+use crate::vcpu::Vcpu;
+use crate::vendor::Vendor;
 use addr::{Gpa, Gva, PAGE_SIZE};
 use arrayvec::ArrayVec;
 use x86_decode::{Instruction, Operation};
@@ -34,7 +35,7 @@ struct Moved {
 
 impl Store {
     /// The store that `instruction` makes, if it is a plain one of at most 16 bytes.
-    pub fn of(vcpu: &Vcpu, instruction: &Instruction) -> Option<Self> {
+    pub fn of(vcpu: &Vcpu<impl Vendor>, instruction: &Instruction) -> Option<Self> {
         let mut buffer = [0; MOST];
         let (address, length, string) = match instruction.operation {
             Operation::Store { address, size, value } => {
@@ -70,7 +71,7 @@ impl Store {
     }
 
     /// Where the bytes go, if that is one piece of the guest's RAM.
-    pub fn target(&self, vcpu: &Vcpu) -> Option<Gpa> {
+    pub fn target(&self, vcpu: &Vcpu<impl Vendor>) -> Option<Gpa> {
         let last = (self.bytes.len() as u64).checked_sub(1)?;
         let first = guest::translate(vcpu, self.gva)?.gpa;
         let crosses = self.gva.offset() as u64 + last >= PAGE_SIZE;
@@ -82,7 +83,7 @@ impl Store {
     }
 
     /// Writes the bytes to `target`, which [`Store::target`] gave, and steps over the instruction.
-    pub fn perform(&self, vcpu: &mut Vcpu, target: Gpa) {
+    pub fn perform(&self, vcpu: &mut Vcpu<impl Vendor>, target: Gpa) {
         // RAM of the guest is never the hypervisor's own, so the windows open.
         let _ = vcpu.physical().write(target.identity(), &self.bytes);
         let length = self.bytes.len() as u64;

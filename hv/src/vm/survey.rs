@@ -3,7 +3,8 @@
 use super::memory::Memory;
 use super::{KernelPlace, guest};
 use crate::report;
-use crate::svm::Vcpu;
+use crate::vcpu::Vcpu;
+use crate::vendor::Vendor;
 use abi::event::{Alias, RecordKind};
 use abi::manifest::Span;
 use addr::{FrameRange, Gfn, Gpa, GuestPhysical, Gva};
@@ -53,7 +54,7 @@ pub fn rights_of(rights: GuestRights) -> Rights {
 ///
 /// # Errors
 /// The tables are damaged or too many.
-pub fn survey<'m>(vcpu: &Vcpu, memory: &'m mut Memory) -> Result<Survey<'m>, &'static str> {
+pub fn survey<'m, V: Vendor>(vcpu: &Vcpu<V>, memory: &'m mut Memory<V>) -> Result<Survey<'m>, &'static str> {
     let levels = vcpu.paging_levels().ok_or("the guest has paging off")?;
     let (buffers, mut counters) = memory.survey();
     let mut leaves = 0;
@@ -78,9 +79,9 @@ pub fn survey<'m>(vcpu: &Vcpu, memory: &'m mut Memory) -> Result<Survey<'m>, &'s
 ///
 /// # Errors
 /// As for [`survey`].
-pub fn examine(
-    vcpu: &Vcpu,
-    memory: &mut Memory,
+pub fn examine<V: Vendor>(
+    vcpu: &Vcpu<V>,
+    memory: &mut Memory<V>,
     kernel: KernelPlace,
 ) -> Result<Findings, &'static str> {
     let Survey { counters, leaves } = survey(vcpu, memory)?;

@@ -10,7 +10,8 @@ use super::guest;
 use super::memory::Memory;
 use super::store::Store;
 use super::violation::{Attempt, report};
-use crate::svm::{EventInjection, Vcpu};
+use crate::vcpu::Vcpu;
+use crate::vendor::{Exception, Vendor};
 use abi::event::{Verdict, ViolationKind};
 use abi::hypercall::Counter;
 use addr::{Gpa, Gva};
@@ -19,7 +20,7 @@ use integrity::state::PageState;
 use x86_decode::Operation;
 
 /// A write at `gpa`, in a page whose locked state is `state`.
-pub fn write(vcpu: &mut Vcpu, memory: &mut Memory, gpa: Gpa, state: PageState) {
+pub fn write<V: Vendor>(vcpu: &mut Vcpu<V>, memory: &mut Memory<V>, gpa: Gpa, state: PageState) {
     let instruction = guest::fetch(vcpu);
     let store = instruction.and_then(|instruction| Store::of(vcpu, &instruction));
     // The instruction may not be the one that faulted: another CPU can have changed it. What it
@@ -49,11 +50,11 @@ pub fn write(vcpu: &mut Vcpu, memory: &mut Memory, gpa: Gpa, state: PageState) {
         // Performed here, the page stays locked and the next attempt is reported too.
         (Verdict::Log, Some(store), Some(target)) => store.perform(vcpu, target),
         (Verdict::Log, ..) => release(vcpu, memory, gpa),
-        _ => vcpu.inject(EventInjection::GENERAL_PROTECTION),
+        _ => vcpu.inject(Exception::GeneralProtection),
     }
 }
 
-fn is_legal_patch(vcpu: &Vcpu, kernel: KernelPlace, target: Gpa, store: &Store) -> bool {
+fn is_legal_patch(vcpu: &Vcpu<impl Vendor>, kernel: KernelPlace, target: Gpa, store: &Store) -> bool {
     let text = vcpu.vm.manifest.header().text;
     let Some(offset) = target.raw().checked_sub(kernel.gpa.raw()) else { return false };
     let current = |offset: u64| {
@@ -69,7 +70,7 @@ fn is_legal_patch(vcpu: &Vcpu, kernel: KernelPlace, target: Gpa, store: &Store) 
 
 /// Kind, address, size and value of a refused write, as far as the instruction tells them.
 fn describe(
-    vcpu: &Vcpu,
+    vcpu: &Vcpu<impl Vendor>,
     gpa: Gpa,
     state: PageState,
     store: Option<&Store>,

@@ -1,7 +1,8 @@
 //! Violations: one event each, and the reaction that the policy has for the kind.
 
 use crate::report;
-use crate::svm::{EventInjection, Vcpu};
+use crate::vcpu::Vcpu;
+use crate::vendor::{Exception, Vendor};
 use abi::event::{NO_ADDRESS, NO_REGISTER, Verdict, Violation, ViolationKind};
 use abi::hypercall::Counter;
 use addr::{Gpa, Gva};
@@ -33,7 +34,7 @@ impl Attempt {
 }
 
 /// Reports an attempt and answers what to do about it: `Log` or `Deny`. `Stop` does not return.
-pub fn report(vcpu: &Vcpu, attempt: Attempt) -> Verdict {
+pub fn report(vcpu: &Vcpu<impl Vendor>, attempt: Attempt) -> Verdict {
     let verdict = vcpu.vm.policy.reaction(attempt.kind);
     vcpu.shared().count(Counter::Violations);
     report::violation(&Violation {
@@ -59,15 +60,15 @@ pub fn report(vcpu: &Vcpu, attempt: Attempt) -> Verdict {
 }
 
 /// Reports an attempt; a refused one becomes #GP. Says whether the policy lets it through.
-pub fn is_let_through(vcpu: &mut Vcpu, attempt: Attempt) -> bool {
+pub fn is_let_through(vcpu: &mut Vcpu<impl Vendor>, attempt: Attempt) -> bool {
     let verdict = report(vcpu, attempt);
     if verdict == Verdict::Deny {
-        vcpu.inject(EventInjection::GENERAL_PROTECTION);
+        vcpu.inject(Exception::GeneralProtection);
     }
     verdict == Verdict::Log
 }
 
 /// Reports an attempt that has neither address nor value, and cannot be let through.
-pub fn report_without_address(vcpu: &Vcpu, kind: ViolationKind) {
+pub fn report_without_address(vcpu: &Vcpu<impl Vendor>, kind: ViolationKind) {
     let _ = report(vcpu, Attempt::new(kind));
 }

@@ -1,0 +1,22 @@
+//! Nested page tables as the second stage. They do not tell the modes apart: where that is wanted
+//! there are two tables, and both arguments of `rights` are the same.
+
+use crate::vendor::SecondStage;
+use integrity::Rights;
+use paging::{Npt, NptRights};
+
+impl SecondStage for Npt {
+    /// Memory types come from the guest's own tables and the machine's MTRRs (APM 15.25.8).
+    fn rights(kernel: Rights, user: Rights, _ram: bool) -> NptRights {
+        let both = kernel.intersection(user);
+        NptRights {
+            read: both.contains(Rights::READ),
+            write: both.contains(Rights::WRITE),
+            execute: both.contains(Rights::EXECUTE),
+        }
+    }
+
+    fn is_executable(rights: NptRights) -> bool {
+        rights.execute
+    }
+}

@@ -1,0 +1,182 @@
+//! The vCPU: what all vendors' have in common, around the vendor's own part.
+//!
+//! A [`Vcpu`] belongs to one CPU for ever. The hypervisor is never interrupted; interrupts, the
+//! APIC (but for checked writes) and all devices are the guest's.
+
+mod registers;
+
+use crate::cpu::{self, CpuShared};
+use crate::memory::physical::Physical;
+use crate::memory::window::Windows;
+use crate::vendor::{Exception, Settings, Start, Vendor};
+use crate::vm::{Vm, exits, pins::Pins, separation::Separation, shootdown};
+use core::sync::atomic::Ordering;
+use integrity::state::View;
+use x86_decode::{Operation, SimpleOp};
+
+/// A vCPU and the CPU that runs it.
+pub struct Vcpu<V: Vendor> {
+    vendor: V,
+    /// Index of the CPU, and of the vCPU in its VM.
+    pub index: usize,
+    /// The VM.
+    pub vm: &'static Vm<V>,
+    /// This CPU's windows.
+    pub windows: Windows,
+    /// The pins, once this vCPU is locked.
+    pub pins: Option<Pins>,
+    view: View,
+    flush: bool,
+    nmi_waiting: bool,
+    watches_address_space: bool,
+    cpuid_at: [u64; 16],
+    shared: &'static CpuShared,
+}
+
+impl<V: Vendor> Vcpu<V> {
+    /// Takes the calling CPU and prepares a vCPU that does not run yet.
+    ///
+    /// # Errors
+    /// A sentence that says what the CPU refused.
+    pub fn new(
+        index: usize,
+        vm: &'static Vm<V>,
+        maps: V::Maps,
+        windows: Windows,
+    ) -> Result<Self, &'static str> {
+        let view = vm.first_view();
+        let settings = Settings {
+            maps,
+            root: vm.root(view),
+            announce: vm.policy.announce,
+            split_execution: vm.separation() == Separation::Table,
+        };
+        Ok(Self {
+            vendor: V::new(&settings)?,
+            index,
+            vm,
+            windows,
+            pins: None,
+            view,
+            flush: true,
+            nmi_waiting: false,
+            watches_address_space: false,
+            cpuid_at: [u64::MAX; 16],
+            shared: cpu::shared(index),
+        })
+    }
+
+    /// Puts the vCPU where a CPU of the guest starts.
+    pub fn reset_to(&mut self, start: Start) {
+        self.vendor.reset_to(start);
+    }
+
+    /// Runs the guest for ever.
+    pub fn run(&mut self) -> ! {
+        loop {
+            self.flush |= shootdown::enter_guest(self.vm, self.index);
+            self.adopt_lock();
+            if self.nmi_waiting {
+                self.nmi_waiting = !self.vendor.inject_nmi();
+            }
+            let exit = self.vendor.enter(core::mem::take(&mut self.flush));
+            self.shared.in_guest.store(false, Ordering::SeqCst);
+            exits::handle(self, exit);
+        }
+    }
+
+    /// Takes over what the lock decided since the last entry.
+    fn adopt_lock(&mut self) {
+        let stage = self.vm.stage();
+        if stage.is_armed() && self.pins.is_none() {
+            self.pins = Some(Pins::capture(&self.vendor));
+            self.vendor.lock();
+        }
+        // While read-only data waits, each address-space switch is an occasion to look again.
+        if self.watches_address_space != stage.waits_for_rodata() {
+            self.watches_address_space = stage.waits_for_rodata();
+            self.vendor.watch_address_space(self.watches_address_space);
+        }
+    }
+
+    /// An NMI has arrived: a shootdown's is done with, any other is the guest's.
+    pub fn take_nmi(&mut self) {
+        if !self.shared.kicked.swap(false, Ordering::SeqCst) {
+            self.nmi_waiting = true;
+        }
+    }
+
+    /// Lets the guest take an exception instead of going on.
+    pub fn inject(&mut self, exception: Exception) {
+        self.vendor.inject(exception);
+    }
+
+    /// Steps over the instruction at RIP if it is `expected`. If it is not (another CPU has just
+    /// changed it), nothing happens and the guest meets the new one.
+    pub fn advance_over(&mut self, expected: SimpleOp) -> bool {
+        if let Some(length) = self.vendor.instruction_length() {
+            self.vendor.advance(length);
+            return true;
+        }
+        let instruction = crate::vm::guest::fetch(self);
+        match instruction.filter(|found| found.operation == Operation::Simple(expected)) {
+            Some(instruction) => {
+                self.vendor.advance(instruction.length);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// [`Vcpu::advance_over`] for CPUID, the one instruction that may exit often.
+    ///
+    /// Where the CPU does not tell its length, that must be read from guest memory; a place seen
+    /// before is not read again. A guest that changes it there misleads itself only.
+    pub fn advance_over_cpuid(&mut self) -> bool {
+        if let Some(length) = self.vendor.instruction_length() {
+            self.vendor.advance(length);
+            return true;
+        }
+        let rip = self.rip().raw();
+        let slot = (rip >> 1) as usize % self.cpuid_at.len();
+        if self.cpuid_at.get(slot) == Some(&rip) {
+            self.vendor.advance(2);
+            return true;
+        }
+        let done = self.advance_over(SimpleOp::Cpuid);
+        if done
+            && self.rip().raw().wrapping_sub(rip) == 2
+            && let Some(slot) = self.cpuid_at.get_mut(slot)
+        {
+            *slot = rip;
+        }
+        done
+    }
+
+    /// The view in force.
+    pub fn view(&self) -> View {
+        self.view
+    }
+
+    /// Switches the view.
+    pub fn set_view(&mut self, view: View) {
+        self.view = view;
+        self.vendor.set_root(self.vm.root(view));
+        self.flush = true;
+    }
+
+    /// Forgets all translations before the next entry.
+    pub fn request_flush(&mut self) {
+        self.flush = true;
+    }
+
+    /// What other CPUs see.
+    pub fn shared(&self) -> &'static CpuShared {
+        self.shared
+    }
+
+    /// Physical memory through this CPU's windows.
+    pub fn physical(&self) -> Physical<'_> {
+        Physical::new(&self.windows)
+    }
+}
