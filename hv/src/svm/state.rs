@@ -5,7 +5,7 @@ use crate::cpu::{self, CpuShared};
 use crate::memory::physical::Physical;
 use crate::memory::pool::Block;
 use crate::memory::window::Windows;
-use crate::vm::{Vm, pins::Pins};
+use crate::vm::{Stage, Vm, pins::Pins};
 use addr::{Gpa, Gva};
 use core::sync::atomic::Ordering;
 use integrity::state::View;
@@ -60,6 +60,7 @@ pub struct Vcpu {
     pub(super) injection: Option<EventInjection>,
     pub(super) view: View,
     pub(super) flush: bool,
+    adopted: Stage,
     pub(super) nmi_waiting: bool,
     pub(super) nmi_blocked: bool,
     pub(super) cpuid_at: [u64; 16],
@@ -93,6 +94,7 @@ impl Vcpu {
             injection: None,
             view: vm.first_view(),
             flush: true,
+            adopted: Stage::Boot,
             nmi_waiting: false,
             nmi_blocked: false,
             cpuid_at: [u64::MAX; 16],
@@ -181,6 +183,10 @@ impl Vcpu {
     /// Takes over what the lock decided since the last entry.
     fn adopt_lock(&mut self) {
         let stage = self.vm.stage();
+        if stage == self.adopted {
+            return;
+        }
+        self.adopted = stage;
         if stage.is_armed() && self.pins.is_none() {
             self.pins = Some(Pins::capture(self));
             let vmcb = &mut *self.vmcb;
