@@ -5,7 +5,7 @@ use crate::cpu::{self, CpuShared};
 use crate::memory::physical::Physical;
 use crate::memory::pool::Block;
 use crate::memory::window::Windows;
-use crate::vm::{Stage, Vm, pins::Pins};
+use crate::vm::{Vm, pins::Pins};
 use addr::{Gpa, Gva};
 use core::sync::atomic::Ordering;
 use integrity::state::View;
@@ -60,7 +60,6 @@ pub struct Vcpu {
     pub(super) injection: Option<EventInjection>,
     pub(super) view: View,
     pub(super) flush: bool,
-    adopted: Stage,
     pub(super) nmi_waiting: bool,
     pub(super) nmi_blocked: bool,
     pub(super) cpuid_at: [u64; 16],
@@ -94,7 +93,6 @@ impl Vcpu {
             injection: None,
             view: vm.first_view(),
             flush: true,
-            adopted: Stage::Boot,
             nmi_waiting: false,
             nmi_blocked: false,
             cpuid_at: [u64::MAX; 16],
@@ -160,8 +158,10 @@ impl Vcpu {
     }
 
     fn enter(&mut self) {
-        self.flush |= crate::vm::shootdown::enter_guest(self.vm, self.index);
-        self.adopt_lock();
+        if crate::vm::shootdown::enter_guest(self.vm, self.index) {
+            self.flush = true;
+            self.adopt_lock();
+        }
         let vmcb = &mut *self.vmcb;
         vmcb.tlb_control = if self.flush { svm::TLB_FLUSH_ALL } else { 0 };
         self.flush = false;
@@ -183,10 +183,6 @@ impl Vcpu {
     /// Takes over what the lock decided since the last entry.
     fn adopt_lock(&mut self) {
         let stage = self.vm.stage();
-        if stage == self.adopted {
-            return;
-        }
-        self.adopted = stage;
         if stage.is_armed() && self.pins.is_none() {
             self.pins = Some(Pins::capture(self));
             let vmcb = &mut *self.vmcb;
