@@ -3,6 +3,7 @@
 use crate::boot::{Report, boot, machine};
 use crate::build::Built;
 use crate::demo::attack;
+use crate::guest_image::module_loader;
 use crate::packages::Flavour::{self, Cloud, Generic};
 use crate::progress::Step;
 use crate::refusals;
@@ -92,6 +93,7 @@ fn cases(seconds: u64) -> Vec<Case> {
         cases.push(case(name, run));
     }
     cases.extend([
+        case("early-helper", early_helper),
         case("reboot", reboots),
         case("no-reboot", stays_down),
         case("policy-log", policy_log),
@@ -198,6 +200,26 @@ fn check_stress(name: &str, mut machine: Machine, seconds: u64) -> anyhow::Resul
     ensure!(result.ok, "{}", result.errors.join("; "));
     ensure!(result.toggles > 0, "no static key was toggled");
     no_violation(&report)
+}
+
+/// A user process that the kernel starts before it has made its data read-only: text is locked at
+/// once, data follows, and then every attack is refused as ever.
+fn early_helper(name: &str, built: &Built) -> anyhow::Result<()> {
+    let mut machine = protected(built, Cloud, "probe", Policy::default())?;
+    let mut archive = std::fs::read(&machine.initrd)?;
+    archive.extend(module_loader(&built.init)?);
+    machine.initrd = guest_folder("initramfs")?.join("early-helper.cpio");
+    std::fs::write(&machine.initrd, archive)?;
+    let report = quietly(name, &machine)?;
+    report.finished()?;
+    let stages: Vec<u32> = report.locks().iter().map(|lock| lock.stage).collect();
+    ensure!(stages == [1, 2], "the lock went through stages {stages:?}, not 1 and 2");
+    let probes: Vec<crate::judge::Probe> = report.all("probe")?;
+    ensure!(!probes.is_empty(), "no probe ran");
+    for probe in probes {
+        ensure!(probe.result == "refused", "{}: {} {}", probe.name, probe.result, probe.detail);
+    }
+    Ok(())
 }
 
 fn reboots(name: &str, built: &Built) -> anyhow::Result<()> {
