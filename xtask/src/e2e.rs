@@ -3,6 +3,7 @@
 use crate::boot::{Report, boot, machine};
 use crate::build::Built;
 use crate::demo::attack;
+use crate::ending;
 use crate::guest_image::module_loader;
 use crate::packages::Flavour::{self, Cloud, Generic};
 use crate::progress::Step;
@@ -48,7 +49,7 @@ pub fn run(
     tally: &mut Tally,
 ) -> anyhow::Result<()> {
     let logs = guest_folder("logs")?;
-    for case in cases(seconds).into_iter().chain(refusals::cases()) {
+    for case in cases(seconds).into_iter().chain(refusals::cases()).chain(ending::cases()) {
         if !case.name.contains(only.unwrap_or_default()) {
             continue;
         }

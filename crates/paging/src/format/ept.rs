@@ -1,5 +1,5 @@
 //! Intel's second stage: extended page tables, which translate guest-physical addresses (Intel SDM
-//! volume 3C, section 29.3; 28.3 before 2023).
+//! volume 3C, section 29.3; 28.3 in older editions).
 //!
 //! What always holds: no entry written here is misconfigured (section 29.3.3.1). Writing without
 //! reading cannot be expressed, and fetching without reading needs an [`ExecuteOnly`].
@@ -23,12 +23,13 @@ pub enum Ept {}
 pub struct EptRights {
     /// What loads and stores may do.
     pub data: EptData,
-    /// Code at CPL 0 to 2 may be fetched, from what the guest's own tables call a supervisor page.
-    /// Without the VM-execution control "mode-based execute control for EPT", which makes the
-    /// difference, the CPU takes this for all fetches.
+    /// Code may be fetched through supervisor addresses: those that some level of the guest's own
+    /// tables keeps from CPL 3. Without the VM-execution control "mode-based execute control for
+    /// EPT" the CPU takes this for all fetches.
     pub supervisor_execute: bool,
-    /// Code may be fetched from what the guest's own tables call a user page. Ignored by the CPU
-    /// without "mode-based execute control for EPT".
+    /// Code may be fetched through user addresses: all others, and every address while the guest's
+    /// paging is off. It is the address that counts, not the CPL: only SMEP keeps CPL 0 from user
+    /// addresses. Ignored without "mode-based execute control for EPT".
     pub user_execute: bool,
     /// Caching.
     pub memory_type: MemoryType,
@@ -80,7 +81,7 @@ impl EptRights {
     pub const ALL: Self = Self { supervisor_execute: true, user_execute: true, ..Self::READ_WRITE };
 }
 
-// Bits of an entry (tables 29-1 to 29-6). Memory type and "ignore PAT" (bit 6, always 0 here) are
+// Bits of an entry (section 29.3.2). Memory type and "ignore PAT" (bit 6, always 0 here) are
 // reserved in a link to a table.
 const READ: u64 = 1 << 0;
 const WRITE: u64 = 1 << 1;
@@ -95,9 +96,9 @@ const SUPPRESS_VE: u64 = 1 << 63;
 // Bits that hardware leaves to software.
 /// This entry is a leaf although it may not be present.
 const LEAF: u64 = 1 << 11;
-/// Supervisor execute of the rights, if only remembered.
+/// Supervisor execute of the rights, in force or only remembered.
 const MEANS_SUPERVISOR: u64 = 1 << 52;
-/// User execute of the rights, if only remembered.
+/// User execute of the rights, in force or only remembered.
 const MEANS_USER: u64 = 1 << 53;
 /// [`EptData::ExecuteOnly`], even if nothing may be fetched.
 const MEANS_EXECUTE_ONLY: u64 = 1 << 54;

@@ -77,11 +77,11 @@ pub enum EptUnsupported {
     WriteBack,
 }
 
-/// The extended-page-table pointer of a VMCS (section 25.6.11; 24.6.11 before 2023), and the operand
+/// The extended-page-table pointer of a VMCS (section 25.6.11; 24.6.11 in older editions), and the operand
 /// of INVEPT.
 ///
 /// The CPU sets no accessed and dirty flags: if it did, each walk of the guest's own tables would
-/// count as a write, and be refused where those are read only (section 29.3.3.2).
+/// count as a write, and be refused where those are read only (section 29.3.5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Eptp(u64);
 
