@@ -14,18 +14,17 @@ pub(crate) fn decode(cursor: &mut Cursor<'_>) -> Option<Operation> {
     let size = if opcode & 1 == 0 { 1 } else { cursor.operand_size() };
     let operation = match opcode {
         0x0f => two_byte(cursor)?,
-        // add, or, adc, sbb, and, sub, xor m, r.
+        // add, or, adc, sbb, and, sub, xor m, r; the eighth is cmp, which writes nothing.
         0x00..=0x37 if opcode & 7 <= 1 => modify_by_register(cursor, size)?,
-        // cmp m, r.
         0x38 | 0x39 => load(cursor, size)?,
         // The same r, m.
         0x00..=0x3f if matches!(opcode & 7, 2 | 3) => load(cursor, size)?,
-        // movsxd; arpl elsewhere. Vendors differ about its 16-bit form.
-        0x63 if cursor.registers.mode == Mode::Bits64 && size != 2 => load(cursor, 4)?,
-        // The same by an immediate.
+        // The same m, immediate.
         0x80 | 0x81 => arithmetic(cursor, size, size.min(4))?,
         0x83 => arithmetic(cursor, size, 1)?,
         0x82 if cursor.registers.mode != Mode::Bits64 => arithmetic(cursor, size, 1)?,
+        // movsxd; arpl outside 64-bit mode. Vendors differ about the 16-bit form.
+        0x63 if cursor.registers.mode == Mode::Bits64 && size != 2 => load(cursor, 4)?,
         // test m, r.
         0x84 | 0x85 => load(cursor, size)?,
         // xchg m, r.

@@ -262,8 +262,8 @@ fn may_refuse(operation: &Operation, bytes: &[u8], length: usize, mode: Mode) ->
         Operation::ReadModifyWrite { .. } => false,
         // movsxd to a 16-bit register.
         Operation::Load { .. } => {
-            let opcode = &bytes[prefixes.len()..];
-            mode == Mode::Bits64 && opcode[0] == 0x63 && has(&[0x66])
+            let wide = matches!(prefixes.last(), Some(0x48..=0x4f));
+            mode == Mode::Bits64 && bytes[prefixes.len()] == 0x63 && has(&[0x66]) && !wide
         }
         Operation::StoreString { .. } => has(&[0x67]),
         Operation::LoadTable { .. }

@@ -2,7 +2,9 @@
 //! volume 3C, section 29.3; 28.3 in older editions).
 //!
 //! What always holds: no entry written here is misconfigured (section 29.3.3.1). Writing without
-//! reading cannot be expressed, and fetching without reading needs an [`ExecuteOnly`].
+//! reading cannot be expressed, and fetching without reading needs an [`ExecuteOnly`]. What the
+//! caller sees to: frames lie in the CPU's physical address width, and leaves are at most
+//! [`EptCapabilities::largest_leaf`].
 //!
 //! Entries suppress virtualization exceptions (#VE), but an empty one is all zero and does not:
 //! the VM-execution control "EPT-violation #VE" must stay 0.
