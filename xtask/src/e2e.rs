@@ -173,6 +173,8 @@ fn boots(
 struct Stress {
     ok: bool,
     toggles: u64,
+    registers: u64,
+    states: u64,
     errors: Vec<String>,
 }
 
@@ -200,6 +202,8 @@ fn check_stress(name: &str, mut machine: Machine, seconds: u64) -> anyhow::Resul
     let [result] = results.as_slice() else { bail!("{} stress reports", results.len()) };
     ensure!(result.ok, "{}", result.errors.join("; "));
     ensure!(result.toggles > 0, "no static key was toggled");
+    let checked = result.registers > 0 && result.states > 0;
+    ensure!(checked, "the guest's registers were not checked under load");
     no_violation(&report)
 }
 
