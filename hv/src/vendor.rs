@@ -120,8 +120,8 @@ pub trait SecondStage: Format<Input = GuestPhysical> {
     /// Rights of a leaf on which the kernel may do `kernel` and user code `user`. Both can differ
     /// in execution, if [`Vendor::splits_execution`]. `ram`: not device memory.
     fn rights(kernel: Rights, user: Rights, ram: bool) -> Self::Rights;
-    /// Whether the kernel may execute.
-    fn is_executable(rights: Self::Rights) -> bool;
+    /// What the kernel may do.
+    fn allowed(rights: Self::Rights) -> Rights;
 }
 
 /// A vendor's vCPU. All methods but [`Vendor::new`] and the static ones are called on the CPU that

@@ -3,6 +3,8 @@
 use crate::boot::{Report, boot, machine};
 use crate::build::Built;
 use crate::demo::attack;
+use crate::ending;
+use crate::guest_image::module_loader;
 use crate::packages::Flavour::{self, Cloud, Generic};
 use crate::progress::Step;
 use crate::refusals;
@@ -47,7 +49,7 @@ pub fn run(
     tally: &mut Tally,
 ) -> anyhow::Result<()> {
     let logs = guest_folder("logs")?;
-    for case in cases(seconds).into_iter().chain(refusals::cases()) {
+    for case in cases(seconds).into_iter().chain(refusals::cases()).chain(ending::cases()) {
         if !case.name.contains(only.unwrap_or_default()) {
             continue;
         }
@@ -92,6 +94,7 @@ fn cases(seconds: u64) -> Vec<Case> {
         cases.push(case(name, run));
     }
     cases.extend([
+        case("early-helper", early_helper),
         case("reboot", reboots),
         case("no-reboot", stays_down),
         case("policy-log", policy_log),
@@ -170,6 +173,8 @@ fn boots(
 struct Stress {
     ok: bool,
     toggles: u64,
+    registers: u64,
+    states: u64,
     errors: Vec<String>,
 }
 
@@ -197,7 +202,29 @@ fn check_stress(name: &str, mut machine: Machine, seconds: u64) -> anyhow::Resul
     let [result] = results.as_slice() else { bail!("{} stress reports", results.len()) };
     ensure!(result.ok, "{}", result.errors.join("; "));
     ensure!(result.toggles > 0, "no static key was toggled");
+    let checked = result.registers > 0 && result.states > 0;
+    ensure!(checked, "the guest's registers were not checked under load");
     no_violation(&report)
+}
+
+/// A user process that the kernel starts before it has made its data read-only: text is locked at
+/// once, data follows, and then every attack is refused as ever.
+fn early_helper(name: &str, built: &Built) -> anyhow::Result<()> {
+    let mut machine = protected(built, Cloud, "probe", Policy::default())?;
+    let mut archive = std::fs::read(&machine.initrd)?;
+    archive.extend(module_loader(&built.init)?);
+    machine.initrd = guest_folder("initramfs")?.join("early-helper.cpio");
+    std::fs::write(&machine.initrd, archive)?;
+    let report = quietly(name, &machine)?;
+    report.finished()?;
+    let stages: Vec<u32> = report.locks().iter().map(|lock| lock.stage).collect();
+    ensure!(stages == [1, 2], "the lock went through stages {stages:?}, not 1 and 2");
+    let probes: Vec<crate::judge::Probe> = report.all("probe")?;
+    ensure!(!probes.is_empty(), "no probe ran");
+    for probe in probes {
+        ensure!(probe.result == "refused", "{}: {} {}", probe.name, probe.result, probe.detail);
+    }
+    Ok(())
 }
 
 fn reboots(name: &str, built: &Built) -> anyhow::Result<()> {

@@ -16,7 +16,11 @@ impl SecondStage for Npt {
         }
     }
 
-    fn is_executable(rights: NptRights) -> bool {
-        rights.execute
+    fn allowed(rights: NptRights) -> Rights {
+        let mut allowed = Rights::empty();
+        allowed.set(Rights::READ, rights.read);
+        allowed.set(Rights::WRITE, rights.write);
+        allowed.set(Rights::EXECUTE, rights.execute);
+        allowed
     }
 }

@@ -74,8 +74,10 @@ impl<V: Vendor> Vcpu<V> {
     /// Runs the guest for ever.
     pub fn run(&mut self) -> ! {
         loop {
-            self.flush |= shootdown::enter_guest(self.vm, self.index);
-            self.adopt_lock();
+            if shootdown::enter_guest(self.vm, self.index) {
+                self.flush = true;
+                self.adopt_lock();
+            }
             if self.nmi_waiting {
                 self.nmi_waiting = !self.vendor.inject_nmi();
             }

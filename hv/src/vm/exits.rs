@@ -13,7 +13,6 @@ use x86_decode::SimpleOp;
 /// Handles an exit: after it the guest goes on.
 pub fn handle(vcpu: &mut Vcpu<impl Vendor>, exit: Exit) {
     let shared = vcpu.shared();
-    shared.count(Counter::Exits);
     match exit {
         Exit::Cpuid => {
             shared.count(Counter::Cpuid);

@@ -10,7 +10,7 @@ use crate::vcpu::Vcpu;
 use crate::vendor::{Access, Exception, Vendor};
 use abi::event::ViolationKind;
 use abi::hypercall::Counter;
-use addr::{FrameRange, Gpa};
+use addr::{FrameRange, Gpa, Gva};
 use integrity::state::{PageState, View};
 use x86_decode::Operation;
 
@@ -29,13 +29,18 @@ pub fn handle(vcpu: &mut Vcpu<impl Vendor>, access: Access) {
 
 /// Nothing is mapped there: the hypervisor's memory, or the end of the physical address space.
 fn unmapped(vcpu: &mut Vcpu<impl Vendor>, access: Access) {
-    let (gva, size, new) = match guest::fetch(vcpu).map(|instruction| instruction.operation) {
-        _ if access.fetch || access.table_walk => (vcpu.rip(), 0, 0),
-        Some(Operation::Store { address, size, value }) => (addr::Gva::new(address), size, value),
-        _ => (addr::Gva::new(abi::event::NO_ADDRESS), 0, 0),
+    let operation = guest::fetch(vcpu).map(|instruction| instruction.operation);
+    let (gva, size, new) = match operation {
+        _ if access.table_walk => (None, 0, 0),
+        _ if access.fetch => (Some(guest::fetched_address(vcpu, access.gpa)), 0, 0),
+        Some(Operation::Store { address, size, value }) => (Some(Gva::new(address)), size, value),
+        Some(Operation::ReadModifyWrite { address, size }) => (Some(Gva::new(address)), size, 0),
+        Some(Operation::Load { address, .. }) => (Some(Gva::new(address)), 0, 0),
+        // Of the two addresses of a string instruction either may be meant.
+        _ => (None, 0, 0),
     };
     let attempt = Attempt {
-        gva: Some(gva),
+        gva,
         gpa: Some(access.gpa),
         size: u32::from(size),
         new,

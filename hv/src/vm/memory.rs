@@ -14,12 +14,12 @@ use crate::vendor::{SecondStage, Vendor};
 use addr::{FrameRange, Gfn, Gpa, GuestPhysical, Hfn, PAGE_SIZE};
 use arrayvec::ArrayVec;
 use core::sync::atomic::AtomicU8;
-use frames::FrameStates;
+use frames::{Audit, AuditedLeaf, Finding, FrameStates};
 use integrity::Rights;
 use integrity::rights::Counters;
 use integrity::state::{PageState, View};
 use paging::guest::Buffers;
-use paging::{Flushed, Level, PageTable, PagingError, Removed};
+use paging::{Flushed, Format, Level, PageTable, PagingError, Removed};
 use zerocopy::FromBytes;
 
 /// Most runs of executable pages that are withdrawn at a time.
@@ -95,12 +95,30 @@ impl<V: Vendor> Memory<V> {
 
     /// Whether the kernel can execute `frame`.
     pub fn is_executable(&self, frame: Gfn) -> bool {
-        self.kernel.walk(&Tables, frame).is_some_and(|leaf| V::Table::is_executable(leaf.rights))
+        self.kernel.walk(&Tables, frame).is_some_and(|leaf| is_executable::<V>(leaf.rights))
     }
 
     /// Room for walking the guest's tables and zeroed counters, together.
     pub fn survey(&mut self) -> (&mut Buffers, Counters<'_>) {
         (self.buffers, Counters::new(self.counters))
+    }
+
+    /// Judges every leaf of every view.
+    ///
+    /// # Errors
+    /// The first rule that is broken.
+    pub fn audit(&self, audit: &mut Audit<'_>) -> Result<(), Finding> {
+        let mut verdict = Ok(());
+        for table in [Some(&self.kernel), self.user.as_ref()].into_iter().flatten() {
+            table.visit(&Tables, |pages, leaf| {
+                let rights = V::Table::allowed(leaf.rights);
+                let (write, execute) =
+                    (rights.contains(Rights::WRITE), rights.contains(Rights::EXECUTE));
+                let frames = FrameRange::with_count(leaf.frame, pages.count());
+                verdict = verdict.and(audit.guest_leaf(AuditedLeaf { frames, write, execute }));
+            });
+        }
+        verdict
     }
 
     /// Lets the kernel execute `range`, before the lock. No flush of other CPUs is due: one that
@@ -126,7 +144,7 @@ impl<V: Vendor> Memory<V> {
         loop {
             let mut runs = ArrayVec::<FrameRange<GuestPhysical>, BATCH>::new();
             self.kernel.visit(&Tables, |range, leaf| {
-                if V::Table::is_executable(leaf.rights) {
+                if is_executable::<V>(leaf.rights) {
                     match runs.last_mut() {
                         Some(last) if last.end == range.start => last.end = range.end,
                         // What does not fit is found in the next round.
@@ -239,6 +257,10 @@ impl<V: Vendor> Memory<V> {
         }
         Ok(())
     }
+}
+
+fn is_executable<V: Vendor>(rights: <V::Table as Format>::Rights) -> bool {
+    V::Table::allowed(rights).contains(Rights::EXECUTE)
 }
 
 /// A table that maps every frame below `limit` but `own` to itself, the APIC read-only.
