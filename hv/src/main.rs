@@ -2,7 +2,7 @@
 //! it keep its own promises. The only trusted code, and the only code with `unsafe`.
 //!
 //! A tour: [`boot`] from the loader to the guest's first instruction; [`vcpu`] the vCPU, [`vendor`]
-//! what an architecture supplies for it, [`svm`] how AMD does; [`vm`] the exits and verdicts; [`memory`] what the hypervisor maps, and how it reaches what it does
+//! what an architecture supplies for it, [`svm`] and [`vmx`] how AMD and Intel do; [`vm`] the exits and verdicts; [`memory`] what the hypervisor maps, and how it reaches what it does
 //! not; [`cpu`] what a CPU is; [`report`] events.
 
 #![no_std]
@@ -17,3 +17,4 @@ mod svm;
 mod vcpu;
 mod vendor;
 mod vm;
+mod vmx;

@@ -105,6 +105,8 @@ pub struct Start {
 
 /// What a new vCPU is made from.
 pub struct Settings<V: Vendor> {
+    /// Index of the CPU.
+    pub index: usize,
     /// The permission maps, shared by all vCPUs.
     pub maps: V::Maps,
     /// Root of the second stage.

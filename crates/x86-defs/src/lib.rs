@@ -8,6 +8,7 @@
 
 pub mod msr;
 pub mod svm;
+pub mod vmx;
 
 /// CR0 bits (APM 3.1.1).
 pub mod cr0 {
@@ -43,6 +44,10 @@ pub mod cr4 {
     pub const UMIP: u64 = 1 << 11;
     /// Five-level paging.
     pub const LA57: u64 = 1 << 12;
+    /// VMX enabled.
+    pub const VMXE: u64 = 1 << 13;
+    /// Safer mode extensions enabled.
+    pub const SMXE: u64 = 1 << 14;
     /// FS and GS bases can be written by instructions.
     pub const FSGSBASE: u64 = 1 << 16;
     /// XSAVE enabled.

@@ -2,6 +2,8 @@
 
 /// Local APIC base and mode.
 pub const APIC_BASE: u32 = 0x1b;
+/// Whether VMX may be used; locked by the firmware (SDM 3C, 24.7).
+pub const FEATURE_CONTROL: u32 = 0x3a;
 /// SYSENTER code selector.
 pub const SYSENTER_CS: u32 = 0x174;
 /// SYSENTER stack pointer.
@@ -10,6 +12,30 @@ pub const SYSENTER_ESP: u32 = 0x175;
 pub const SYSENTER_EIP: u32 = 0x176;
 /// Page-attribute table.
 pub const PAT: u32 = 0x277;
+/// First of the VMX capability registers (SDM 3D, appendix A): VMCS revision and sizes.
+pub const VMX_BASIC: u32 = 0x480;
+/// CR0 bits that VMX operation needs set.
+pub const VMX_CR0_FIXED0: u32 = 0x486;
+/// CR0 bits that VMX operation allows set.
+pub const VMX_CR0_FIXED1: u32 = 0x487;
+/// CR4 bits that VMX operation needs set.
+pub const VMX_CR4_FIXED0: u32 = 0x488;
+/// CR4 bits that VMX operation allows set.
+pub const VMX_CR4_FIXED1: u32 = 0x489;
+/// Secondary processor-based controls.
+pub const VMX_SECONDARY: u32 = 0x48b;
+/// What EPT and VPID can do.
+pub const VMX_EPT_VPID: u32 = 0x48c;
+/// Pin-based controls.
+pub const VMX_TRUE_PIN: u32 = 0x48d;
+/// Primary processor-based controls.
+pub const VMX_TRUE_PRIMARY: u32 = 0x48e;
+/// VM-exit controls.
+pub const VMX_TRUE_EXIT: u32 = 0x48f;
+/// VM-entry controls.
+pub const VMX_TRUE_ENTRY: u32 = 0x490;
+/// Last number that is reserved for capability registers.
+pub const VMX_LAST: u32 = 0x49f;
 /// Interrupt command register in x2APIC mode.
 pub const X2APIC_ICR: u32 = 0x830;
 /// Extended features.
@@ -30,6 +56,14 @@ pub const IGNNE: u32 = 0xc001_0115;
 pub const VM_HSAVE_PA: u32 = 0xc001_0117;
 /// Key that unlocks VM_CR.
 pub const SVM_KEY: u32 = 0xc001_0118;
+
+/// `FEATURE_CONTROL` bits.
+pub mod feature_control {
+    /// The register cannot be written any more.
+    pub const LOCK: u64 = 1 << 0;
+    /// VMXON works outside of SMX operation.
+    pub const VMX: u64 = 1 << 2;
+}
 
 /// EFER bits (APM 3.1.7).
 pub mod efer {

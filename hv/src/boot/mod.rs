@@ -20,6 +20,7 @@ use crate::report;
 use crate::svm::Svm;
 use crate::vcpu::Vcpu;
 use crate::vendor::{self, Vendor};
+use crate::vmx::Vmx;
 use crate::vm::{Ram, Vm, memory::Memory, separation::Separation, violation};
 use abi::Digest;
 use abi::event::ViolationKind;
@@ -47,7 +48,8 @@ extern "C" fn boot_cpu_main(magic: u32, information: u64) -> ! {
     report::initialise();
     let Err(reason) = match Extension::of_this_cpu() {
         Some(Extension::Svm) => boot::<Svm>(magic, information),
-        None => Err("this CPU has no SVM (AMD-V): nothing was started"),
+        Some(Extension::Vmx) => boot::<Vmx>(magic, information),
+        None => Err("this CPU has neither SVM (AMD-V) nor VMX (Intel VT-x): nothing was started"),
     };
     report::fatal(format_args!("{reason}"))
 }
@@ -57,16 +59,32 @@ type Reason = &'static str;
 /// The virtualization extensions.
 enum Extension {
     Svm,
+    Vmx,
 }
 
 impl Extension {
     fn of_this_cpu() -> Option<Self> {
-        let amd = instructions::cpuid(0x8000_0001, 0).ecx & 1 << 2 != 0;
-        amd.then_some(Self::Svm)
+        if instructions::cpuid(0x8000_0001, 0).ecx & 1 << 2 != 0 {
+            Some(Self::Svm)
+        } else if instructions::cpuid(1, 0).ecx & 1 << 5 != 0 {
+            Some(Self::Vmx)
+        } else {
+            None
+        }
     }
 }
 
 fn boot<V: Vendor>(magic: u32, information: u64) -> Result<core::convert::Infallible, Reason> {
+    let (windows, start) = prepare::<V>(magic, information)?;
+    let machine = V::machine().get().ok_or("there is no machine")?;
+    let mut vcpu = Vcpu::new(0, &machine.vm, machine.maps, windows)?;
+    enter_kernel(&mut vcpu, start)
+}
+
+/// Everything that the first CPU does before it becomes a vCPU. Never inlined: what it keeps on the
+/// stack must be gone when the guest runs.
+#[inline(never)]
+fn prepare<V: Vendor>(magic: u32, information: u64) -> Result<(Windows, Start), Reason> {
     tables::fill_idt(V::nmi_handler());
     tables::load(0);
     V::check_support()?;
@@ -107,8 +125,7 @@ fn boot<V: Vendor>(magic: u32, information: u64) -> Result<core::convert::Infall
         pool.start.start().raw(),
         pool::available() >> 8,
     );
-    let mut vcpu = Vcpu::<V>::new(0, vm, maps, windows)?;
-    enter_kernel(&mut vcpu, start)
+    Ok((windows, start))
 }
 
 /// Judges every page table there is before the guest starts.
@@ -236,9 +253,10 @@ fn physical_address_bits() -> u32 {
 extern "C" fn application_cpu_main() -> ! {
     let index = smp::own_index();
     tables::load(index);
-    let Err(reason) = match Svm::machine().get() {
-        Some(machine) => join(index, machine),
-        None => Err("it started too early"),
+    let Err(reason) = match (Svm::machine().get(), Vmx::machine().get()) {
+        (Some(machine), _) => join(index, machine),
+        (_, Some(machine)) => join(index, machine),
+        (None, None) => Err("it started too early"),
     };
     report::fatal(format_args!("CPU {index} cannot run a guest: {reason}"))
 }

@@ -46,6 +46,48 @@ pub fn time_stamp() -> u64 {
     unsafe { core::arch::x86_64::_rdtsc() }
 }
 
+/// CR0.
+pub fn read_cr0() -> u64 {
+    let value: u64;
+    // SAFETY: reading a control register changes nothing.
+    unsafe { asm!("mov {}, cr0", out(reg) value, options(nomem, nostack)) };
+    value
+}
+
+/// CR3.
+pub fn read_cr3() -> u64 {
+    let value: u64;
+    // SAFETY: as for `read_cr0`.
+    unsafe { asm!("mov {}, cr3", out(reg) value, options(nomem, nostack)) };
+    value
+}
+
+/// CR4.
+pub fn read_cr4() -> u64 {
+    let value: u64;
+    // SAFETY: as for `read_cr0`.
+    unsafe { asm!("mov {}, cr4", out(reg) value, options(nomem, nostack)) };
+    value
+}
+
+/// Loads CR0.
+///
+/// # Safety
+/// Protected mode, paging and caches stay on.
+pub unsafe fn write_cr0(value: u64) {
+    // SAFETY: the caller vouches for the value.
+    unsafe { asm!("mov cr0, {}", in(reg) value, options(nostack)) };
+}
+
+/// Loads CR4.
+///
+/// # Safety
+/// PAE, OSFXSR and OSXMMEXCPT stay on, and the CPU knows every bit.
+pub unsafe fn write_cr4(value: u64) {
+    // SAFETY: the caller vouches for the value.
+    unsafe { asm!("mov cr4, {}", in(reg) value, options(nostack)) };
+}
+
 /// Loads CR3.
 ///
 /// # Safety

@@ -7,13 +7,17 @@ use super::stack;
 use abi::MAX_CPUS;
 use core::arch::{asm, global_asm};
 use core::cell::UnsafeCell;
+use core::mem::offset_of;
 use x86_defs::vector;
 
 global_asm!(include_str!("traps.s"), options(raw));
 
 /// Selector of the hypervisor's code segment.
-const CODE: u16 = 0x08;
-const TSS: u16 = 0x18;
+pub const CODE: u16 = 0x08;
+/// Selector of its data segment.
+pub const DATA: u16 = 0x10;
+/// Selector of each CPU's task-state segment.
+pub const TSS: u16 = 0x18;
 
 #[repr(C, packed)]
 #[derive(Clone, Copy)]
@@ -106,6 +110,27 @@ pub fn load(cpu: usize) {
     unsafe { asm!("lidt [{}]", in(reg) &raw const idt, options(nostack)) };
     // SAFETY: the selector names the TSS descriptor just written.
     unsafe { asm!("ltr {:x}", in(reg) TSS, options(nostack)) };
+}
+
+/// Addresses of a CPU's tables.
+pub struct Places {
+    /// GDT.
+    pub gdt: u64,
+    /// IDT.
+    pub idt: u64,
+    /// TSS.
+    pub tss: u64,
+}
+
+/// Where the tables of CPU `cpu` are.
+pub fn places(cpu: usize) -> Places {
+    let own = TABLES.0.get().cast::<CpuTables>().wrapping_add(cpu.min(MAX_CPUS - 1));
+    let base = own.addr();
+    Places {
+        gdt: (base + offset_of!(CpuTables, gdt)) as u64,
+        idt: IDT.0.get().addr() as u64,
+        tss: (base + offset_of!(CpuTables, tss)) as u64,
+    }
 }
 
 /// Operand of LGDT and LIDT.

@@ -46,6 +46,7 @@ impl<V: Vendor> Vcpu<V> {
     ) -> Result<Self, &'static str> {
         let view = vm.first_view();
         let settings = Settings {
+            index,
             maps,
             root: vm.root(view),
             announce: vm.policy.announce,

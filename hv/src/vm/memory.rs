@@ -133,6 +133,20 @@ impl<V: Vendor> Memory<V> {
         Ok(())
     }
 
+    /// Lets kernel and user code execute `range`, before the lock.
+    ///
+    /// # Errors
+    /// As for [`Memory::grant_execute`].
+    pub fn grant_execute_to_all(
+        &mut self,
+        range: FrameRange<GuestPhysical>,
+    ) -> Result<(), PagingError> {
+        let removed = self.protect(range, Allowed::both(Rights::all()))?;
+        // As above.
+        removed.release(&mut Tables, Flushed::acknowledged());
+        Ok(())
+    }
+
     /// Withdraws from the kernel all execution that it has, and collapses what was split for it.
     ///
     /// # Errors
@@ -170,7 +184,8 @@ impl<V: Vendor> Memory<V> {
         mut flush: impl FnMut() -> Flushed,
     ) -> Result<(), PagingError> {
         let rights = Allowed::of(PageState::Data, self.separation);
-        for range in self.ram.clone() {
+        for index in 0..self.ram.len() {
+            let Some(range) = self.ram.get(index).copied() else { continue };
             self.protect(range, rights)?.release(&mut Tables, flush());
         }
         Ok(())

@@ -2,8 +2,9 @@
 //!
 //! All CPUs of a machine must agree; whoever reads the register on each has to see to that.
 
-use super::{Ept, MemoryType};
-use crate::{Level, PageTable};
+use super::MemoryType;
+use crate::Level;
+use addr::Hfn;
 
 /// The value of `IA32_VMX_EPT_VPID_CAP` (Intel SDM volume 3D, appendix A.10).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,12 +90,13 @@ pub struct Eptp(u64);
 const FOUR_LEVELS: u64 = 3 << 3;
 
 impl Eptp {
-    /// The pointer to a table, which must live as long as a CPU uses the pointer.
+    /// The pointer to the root of a [`PageTable`](crate::PageTable) of format
+    /// [`Ept`](super::Ept), which must live as long as a CPU uses the pointer.
     ///
     /// # Errors
     /// The CPU lacks what our tables need.
     pub fn new(
-        table: &PageTable<Ept>,
+        root: Hfn,
         capabilities: EptCapabilities,
     ) -> Result<Self, EptUnsupported> {
         if !capabilities.four_levels() {
@@ -104,7 +106,7 @@ impl Eptp {
             return Err(EptUnsupported::WriteBack);
         }
         let caching = MemoryType::WriteBack as u64;
-        Ok(Self(table.root().start().raw() | FOUR_LEVELS | caching))
+        Ok(Self(root.start().raw() | FOUR_LEVELS | caching))
     }
 
     /// The 64 bits.

@@ -125,9 +125,9 @@ fn capabilities_are_read() {
 #[test]
 fn a_pointer_names_the_root_and_four_levels_of_write_back_memory() {
     let table = PageTable::<Ept>::new(&mut FakeMemory::new()).unwrap();
-    let pointer = Eptp::new(&table, ABLE).unwrap();
+    let pointer = Eptp::new(table.root(), ABLE).unwrap();
     assert_eq!(pointer.raw(), table.root().start().raw() | 0x1e);
-    let refusal = |value| Eptp::new(&table, EptCapabilities::from_msr(value));
+    let refusal = |value| Eptp::new(table.root(), EptCapabilities::from_msr(value));
     assert_eq!(refusal(1 << 14), Err(EptUnsupported::FourLevels));
     assert_eq!(refusal(1 << 6), Err(EptUnsupported::WriteBack));
 }
