@@ -1,6 +1,6 @@
 //! What to do at each exit.
 
-use super::{cpuid, fault, hypercall, registers, violation, xcr0};
+use super::{cpuid, descriptor, fault, hypercall, registers, violation, xcr0};
 use crate::cpu::instructions;
 use crate::log;
 use crate::report;
@@ -34,7 +34,7 @@ pub fn handle(vcpu: &mut Vcpu<impl Vendor>, exit: Exit) {
         }
         Exit::DescriptorTable => {
             shared.count(Counter::DescriptorTable);
-            registers::descriptor_table(vcpu);
+            descriptor::access(vcpu);
         }
         Exit::Port { input, bytes } => {
             shared.count(Counter::Port);

@@ -1,10 +1,11 @@
 //! The VM: everything above the vendor. What a guest page is, what a fault means, what is refused.
 //!
 //! Reading order: [`exits`], [`memory`] (second stage and page states), [`learn`] (before the lock), [`lock`] and [`survey`],
-//! [`fault`] (the verdict on an access), [`promote`], [`text`] (patching), [`registers`] and
-//! [`pins`], [`violation`].
+//! [`fault`] (the verdict on an access), [`promote`], [`text`] (patching), [`registers`],
+//! [`descriptor`] and [`pins`], [`violation`].
 
 pub mod cpuid;
+pub mod descriptor;
 pub mod exits;
 pub mod fault;
 pub mod guest;

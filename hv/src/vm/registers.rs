@@ -1,4 +1,4 @@
-//! Control registers, MSRs and descriptor tables: intercepted writes, judged by the pins.
+//! Control registers and MSRs: intercepted writes, judged by the pins.
 //!
 //! A value that the CPU itself would refuse becomes #GP without an event, as on bare hardware; a
 //! bad value must never reach the control block, where it would make VMRUN fail.
@@ -10,7 +10,7 @@ use crate::vcpu::Vcpu;
 use crate::vendor::{Exception, Vendor};
 use abi::event::ViolationKind;
 use addr::Gva;
-use x86_decode::{Operation, Selector, SimpleOp, Table};
+use x86_decode::{Operation, Selector, SimpleOp};
 use x86_defs::msr::efer;
 use x86_defs::{cr0, cr4, msr};
 
@@ -18,7 +18,7 @@ const RAX: usize = 0;
 const RCX: usize = 1;
 const RDX: usize = 2;
 
-fn attempt(kind: ViolationKind, register: u32, old: u64, new: u64) -> Attempt {
+pub(super) fn attempt(kind: ViolationKind, register: u32, old: u64, new: u64) -> Attempt {
     Attempt { register: Some(register), size: 8, old, new, ..Attempt::new(kind) }
 }
 
@@ -177,43 +177,8 @@ fn write_efer(vcpu: &mut Vcpu<impl Vendor>, value: u64) -> bool {
     true
 }
 
-/// LGDT, LIDT, LLDT or LTR, after the lock.
-pub fn descriptor_table(vcpu: &mut Vcpu<impl Vendor>) {
-    let Some(instruction) = super::guest::fetch(vcpu) else { return };
-    let Some(pins) = vcpu.pins else { return };
-    let allowed = match instruction.operation {
-        Operation::LoadTable { table, address } => {
-            let mut bytes = [0; 10];
-            let Some(()) = super::guest::read(vcpu, Gva::new(address), &mut bytes) else { return };
-            let [l0, l1, base @ ..] = bytes;
-            let (base, limit) = (u64::from_le_bytes(base), u32::from(u16::from_le_bytes([l0, l1])));
-            let (pin, number) = if table == Table::Gdtr { (pins.gdtr, 0) } else { (pins.idtr, 1) };
-            let attempt = attempt(ViolationKind::DescriptorTable, number, pin.base, base);
-            let through = pin.allows(base, limit) || is_let_through(vcpu, attempt);
-            if through {
-                vcpu.set_table(table, base, limit);
-            }
-            through
-        }
-        Operation::LoadSelector { table, selector: operand } => {
-            let Some(value) = selector(vcpu, operand) else { return };
-            let (pin, number) = if table == Table::Ldtr { (pins.ldtr, 2) } else { (pins.tr, 3) };
-            // An allowed LLDT is skipped: the register has its value. LTR is never allowed, not
-            // even with the same selector: the descriptor behind it may be another by now.
-            (table == Table::Ldtr && pin.allows(value)) || {
-                let (old, new) = (u64::from(pin.selector), u64::from(value));
-                is_let_through(vcpu, attempt(ViolationKind::DescriptorTable, number, old, new))
-            }
-        }
-        _ => return,
-    };
-    if allowed {
-        vcpu.advance(instruction.length);
-    }
-}
-
 /// Value of a 16-bit operand.
-fn selector(vcpu: &Vcpu<impl Vendor>, operand: Selector) -> Option<u16> {
+pub(super) fn selector(vcpu: &Vcpu<impl Vendor>, operand: Selector) -> Option<u16> {
     match operand {
         Selector::Register(value) => Some(value),
         Selector::Memory(address) => {
