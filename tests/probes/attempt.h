@@ -7,6 +7,7 @@
 #define RAVELIN_ATTEMPT_H
 
 #include <linux/types.h>
+#include <asm/processor.h>
 #include <asm/asm.h>
 
 /* ATTEMPT(instruction, (outputs), (inputs)): every use clobbers memory. */
@@ -95,12 +96,17 @@ static inline u64 raw_cr4(void)
 	return value;
 }
 
-/* Counter `number` of the hypervisor; false without a hypervisor (VMMCALL is then undefined). */
+/* Counter `number` of the hypervisor; false without one (the hypercall is then undefined). */
 static inline bool hypervisor_counter(u64 number, u64 *value)
 {
 	u64 answer = 0x52564c4e00000000;
+	bool done;
 
-	if (!ATTEMPT("vmmcall", (, "+a"(answer)), ("b"(number))))
+	if (boot_cpu_data.x86_vendor == X86_VENDOR_INTEL)
+		done = ATTEMPT("vmcall", (, "+a"(answer)), ("b"(number)));
+	else
+		done = ATTEMPT("vmmcall", (, "+a"(answer)), ("b"(number)));
+	if (!done)
 		return false;
 	*value = answer;
 	return answer != ~0ull; /* it knows no such counter */

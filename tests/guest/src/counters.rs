@@ -1,6 +1,7 @@
 //! The hypervisor's counters, by the hypercall that every privilege level may make.
 
 use std::arch::asm;
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use abi::hypercall::{Counter, READ_COUNTER, UNKNOWN};
@@ -8,8 +9,8 @@ use anyhow::Result;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use serde_json::{Map, Value, json};
 
-/// Bytes of a VMMCALL instruction.
-const VMMCALL_LENGTH: i64 = 3;
+/// Bytes of a VMMCALL or VMCALL instruction.
+const HYPERCALL_LENGTH: i64 = 3;
 /// A number that no counter has.
 const NO_COUNTER: u64 = u64::MAX;
 
@@ -19,33 +20,45 @@ pub fn ticks() -> u64 {
     unsafe { core::arch::x86_64::_rdtsc() }
 }
 
-/// Set by [`on_illegal`]: VMMCALL is undefined here.
+/// Set by [`on_illegal`]: the hypercall is undefined here.
 static ILLEGAL: AtomicBool = AtomicBool::new(false);
 
-/// Steps over the VMMCALL that raised SIGILL.
+/// Steps over the instruction that raised SIGILL.
 extern "C" fn on_illegal(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
     ILLEGAL.store(true, Ordering::Relaxed);
     let context = context.cast::<libc::ucontext_t>();
     // SAFETY: with SA_SIGINFO the third argument is the interrupted context, which the kernel
     // reloads after the handler and nobody else uses meanwhile.
-    unsafe { (*context).uc_mcontext.gregs[libc::REG_RIP as usize] += VMMCALL_LENGTH };
+    unsafe { (*context).uc_mcontext.gregs[libc::REG_RIP as usize] += HYPERCALL_LENGTH };
 }
 
-fn vmmcall(counter: u64) -> u64 {
-    let mut answer = READ_COUNTER;
-    // SAFETY: the hypercall changes RAX only; without a hypervisor it raises SIGILL, for which
-    // `Counters::detect` has a handler. RBX is put back, since the compiler may use it.
-    unsafe {
-        asm!(
-            "xchg rbx, {counter}",
-            "vmmcall",
-            "xchg rbx, {counter}",
-            counter = inout(reg) counter => _,
-            inout("rax") answer,
-            options(nostack),
-        );
-    }
-    answer
+/// Asked once: CPUID exits on Intel's CPUs, and would be counted.
+static IS_INTEL: LazyLock<bool> = LazyLock::new(|| {
+    let vendor = core::arch::x86_64::__cpuid(0);
+    vendor.ebx == u32::from_le_bytes(*b"Genu")
+});
+
+macro_rules! hypercall_by {
+    ($instruction:literal, $counter:expr) => {{
+        let mut answer = READ_COUNTER;
+        // SAFETY: the hypercall changes RAX only; without a hypervisor it raises SIGILL, for which
+        // `Counters::detect` has a handler. RBX is put back, since the compiler may use it.
+        unsafe {
+            asm!(
+                "xchg rbx, {counter}",
+                $instruction,
+                "xchg rbx, {counter}",
+                counter = inout(reg) $counter => _,
+                inout("rax") answer,
+                options(nostack),
+            );
+        }
+        answer
+    }};
+}
+
+fn hypercall(counter: u64) -> u64 {
+    if *IS_INTEL { hypercall_by!("vmcall", counter) } else { hypercall_by!("vmmcall", counter) }
 }
 
 /// What the counters held at one moment; nothing without a hypervisor.
@@ -63,7 +76,7 @@ impl Counters {
         let action = SigAction::new(handler, SaFlags::SA_SIGINFO, SigSet::empty());
         // SAFETY: the handler is async-signal-safe: it stores an atomic and edits its context.
         let before = unsafe { sigaction(Signal::SIGILL, &action) }?;
-        let answer = vmmcall(NO_COUNTER);
+        let answer = hypercall(NO_COUNTER);
         // SAFETY: puts back the action that was in force.
         unsafe { sigaction(Signal::SIGILL, &before) }?;
         Ok(Self { present: !ILLEGAL.load(Ordering::Relaxed) && answer == UNKNOWN })
@@ -71,12 +84,12 @@ impl Counters {
 
     /// One counter.
     pub fn read(&self, counter: Counter) -> Option<u64> {
-        self.present.then(|| vmmcall(counter as u64))
+        self.present.then(|| hypercall(counter as u64))
     }
 
     /// The counters of exits.
     pub fn snapshot(&self) -> Snapshot {
-        Snapshot(self.present.then(|| exit_kinds().map(|kind| vmmcall(kind as u64)).collect()))
+        Snapshot(self.present.then(|| exit_kinds().map(|kind| hypercall(kind as u64)).collect()))
     }
 
     /// Exits of each kind since power-on, or null.
