@@ -5,9 +5,9 @@ use crate::build::Built;
 use crate::demo::attack;
 use crate::packages::Flavour::{self, Cloud, Generic};
 use crate::progress::Step;
-use crate::refusals;
 use crate::shell::guest_folder;
 use crate::test::Tally;
+use crate::{iso, refusals};
 use abi::event::{LockReport, Verdict, ViolationKind};
 use abi::policy::{Modules, Policy, SupervisorExec};
 use anyhow::{bail, ensure};
@@ -47,7 +47,7 @@ pub fn run(
     tally: &mut Tally,
 ) -> anyhow::Result<()> {
     let logs = guest_folder("logs")?;
-    for case in cases(seconds).into_iter().chain(refusals::cases()) {
+    for case in cases(seconds).into_iter().chain(iso::cases()).chain(refusals::cases()) {
         if !case.name.contains(only.unwrap_or_default()) {
             continue;
         }
@@ -152,17 +152,23 @@ fn boots(
 ) -> anyhow::Result<()> {
     let machine =
         Machine { cpus, memory, ..protected(built, flavour, "poweroff", Policy::default())? };
-    let report = quietly(name, &machine)?;
+    boots_well(name, &machine).map(drop)
+}
+
+/// Boots a machine whose job is `poweroff`, and checks that all went as it must.
+pub fn boots_well(name: &str, machine: &Machine) -> anyhow::Result<Report> {
+    let report = quietly(name, machine)?;
     report.finished()?;
     let boots: Vec<Boot> = report.all("boot")?;
     let seen: Vec<usize> = boots.iter().map(|boot| boot.cpus).collect();
-    ensure!(seen == [cpus], "CPUs seen by the guest: {seen:?}, given: {cpus}");
+    ensure!(seen == [machine.cpus], "CPUs seen by the guest: {seen:?}, given: {}", machine.cpus);
     let locks = report.locks();
     let whole = locks.last().is_some_and(|lock| lock.stage == 2);
     ensure!(whole, "text and read-only data were not both locked: {locks:?}");
     let sane = |lock: &LockReport| lock.text_frames > 0 && lock.conflicting_frames == 0;
     ensure!(locks.iter().all(sane), "a lock is not as it must be: {locks:?}");
-    no_violation(&report)
+    no_violation(&report)?;
+    Ok(report)
 }
 
 /// What the guest says after a stress test.

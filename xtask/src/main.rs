@@ -6,6 +6,7 @@ mod build;
 mod demo;
 mod e2e;
 mod guest_image;
+mod iso;
 mod judge;
 mod packages;
 mod probes;
