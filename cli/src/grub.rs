@@ -97,11 +97,13 @@ fn quoted(append: &str) -> anyhow::Result<String> {
     Ok(words.collect::<Vec<_>>().join(" "))
 }
 
-/// GRUB's screen is also on the first serial port, if there is one.
+/// GRUB's screen is also on the first serial port, if there is one. No graphics mode is set for
+/// the kernel: nothing tells it of one.
 fn configuration(title: &str, commands: &str) -> String {
     format!(
         "\
 set timeout=0
+set gfxpayload=text
 if serial --unit=0 --speed=115200; then
 terminal_input console serial
 terminal_output console serial
