@@ -95,6 +95,8 @@ fn cases(seconds: u64) -> Vec<Case> {
     }
     cases.extend([
         case("early-helper", early_helper),
+        case("five-levels", five_levels),
+        case("attacks-views-off", attacks_views_off),
         case("reboot", reboots),
         case("no-reboot", stays_down),
         case("policy-log", policy_log),
@@ -219,10 +221,35 @@ fn early_helper(name: &str, built: &Built) -> anyhow::Result<()> {
     report.finished()?;
     let stages: Vec<u32> = report.locks().iter().map(|lock| lock.stage).collect();
     ensure!(stages == [1, 2], "the lock went through stages {stages:?}, not 1 and 2");
+    probes(&report, |_| "refused")
+}
+
+/// A guest with five levels of page tables.
+fn five_levels(name: &str, built: &Built) -> anyhow::Result<()> {
+    let mut machine = protected(built, Cloud, "probe", Policy::default())?;
+    machine.cpu = Some("EPYC-v3,+svm,+npt,+umip,+la57".to_owned());
+    let report = quietly(name, &machine)?;
+    report.finished()?;
+    let levels: Vec<u32> = report.locks().iter().map(|lock| lock.levels).collect();
+    ensure!(levels == [5], "the lock walked {levels:?} levels, not 5");
+    probes(&report, |_| "refused")
+}
+
+/// With one view execution is not refused, and everything else is.
+fn attacks_views_off(name: &str, built: &Built) -> anyhow::Result<()> {
+    let policy = Policy { supervisor_exec: SupervisorExec::Off, ..Policy::default() };
+    let report = quietly(name, &protected(built, Cloud, "probe", policy)?)?;
+    report.finished()?;
+    probes(&report, |name| if name.starts_with("exec-") { "succeeded" } else { "refused" })
+}
+
+/// Compares the result of every probe with what it should be.
+fn probes(report: &Report, expected: impl Fn(&str) -> &'static str) -> anyhow::Result<()> {
     let probes: Vec<crate::judge::Probe> = report.all("probe")?;
     ensure!(!probes.is_empty(), "no probe ran");
     for probe in probes {
-        ensure!(probe.result == "refused", "{}: {} {}", probe.name, probe.result, probe.detail);
+        let expected = expected(&probe.name);
+        ensure!(probe.result == expected, "{}: {} {}", probe.name, probe.result, probe.detail);
     }
     Ok(())
 }
