@@ -46,7 +46,7 @@ impl Scratch {
 }
 
 /// What QEMU emulates unless told otherwise: a CPU with SVM and nested paging.
-const TCG_CPU: &str = "EPYC-v3,+svm,+npt";
+const TCG_CPU: &str = "EPYC-v3,+svm,+npt,+umip";
 
 pub fn command(
     program: &Path,

@@ -24,6 +24,8 @@ pub struct Built {
     hypervisor: PathBuf,
     /// The `ravelin` command.
     pub ravelin: PathBuf,
+    /// The test program.
+    pub init: PathBuf,
     guests: Vec<Guest>,
 }
 
@@ -65,7 +67,8 @@ pub fn build(flavours: &[Flavour], install: bool) -> anyhow::Result<Built> {
         guests.push(Guest { flavour: *flavour, kernel, initrd });
     }
     let release = target().join("release");
-    Ok(Built { hypervisor: release.join("ravelin-hv"), ravelin: release.join("ravelin"), guests })
+    let hypervisor = release.join("ravelin-hv");
+    Ok(Built { hypervisor, ravelin: release.join("ravelin"), init, guests })
 }
 
 /// Builds the hypervisor and the command.

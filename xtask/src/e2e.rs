@@ -3,11 +3,12 @@
 use crate::boot::{Report, boot, machine};
 use crate::build::Built;
 use crate::demo::attack;
+use crate::guest_image::module_loader;
 use crate::packages::Flavour::{self, Cloud, Generic};
 use crate::progress::Step;
 use crate::shell::guest_folder;
 use crate::test::Tally;
-use crate::{iso, refusals};
+use crate::{ending, iso, refusals};
 use abi::event::{LockReport, Verdict, ViolationKind};
 use abi::policy::{Modules, Policy, SupervisorExec};
 use anyhow::{bail, ensure};
@@ -47,7 +48,8 @@ pub fn run(
     tally: &mut Tally,
 ) -> anyhow::Result<()> {
     let logs = guest_folder("logs")?;
-    for case in cases(seconds).into_iter().chain(iso::cases()).chain(refusals::cases()) {
+    let cases = cases(seconds).into_iter().chain(refusals::cases());
+    for case in cases.chain(ending::cases()).chain(iso::cases()) {
         if !case.name.contains(only.unwrap_or_default()) {
             continue;
         }
@@ -92,6 +94,9 @@ fn cases(seconds: u64) -> Vec<Case> {
         cases.push(case(name, run));
     }
     cases.extend([
+        case("early-helper", early_helper),
+        case("five-levels", five_levels),
+        case("attacks-views-off", attacks_views_off),
         case("reboot", reboots),
         case("no-reboot", stays_down),
         case("policy-log", policy_log),
@@ -176,6 +181,8 @@ pub fn boots_well(name: &str, machine: &Machine) -> anyhow::Result<Report> {
 struct Stress {
     ok: bool,
     toggles: u64,
+    registers: u64,
+    states: u64,
     errors: Vec<String>,
 }
 
@@ -203,7 +210,54 @@ fn check_stress(name: &str, mut machine: Machine, seconds: u64) -> anyhow::Resul
     let [result] = results.as_slice() else { bail!("{} stress reports", results.len()) };
     ensure!(result.ok, "{}", result.errors.join("; "));
     ensure!(result.toggles > 0, "no static key was toggled");
+    let checked = result.registers > 0 && result.states > 0;
+    ensure!(checked, "the guest's registers were not checked under load");
     no_violation(&report)
+}
+
+/// A user process that the kernel starts before it has made its data read-only: text is locked at
+/// once, data follows, and then every attack is refused as ever.
+fn early_helper(name: &str, built: &Built) -> anyhow::Result<()> {
+    let mut machine = protected(built, Cloud, "probe", Policy::default())?;
+    let mut archive = std::fs::read(&machine.initrd)?;
+    archive.extend(module_loader(&built.init)?);
+    machine.initrd = guest_folder("initramfs")?.join("early-helper.cpio");
+    std::fs::write(&machine.initrd, archive)?;
+    let report = quietly(name, &machine)?;
+    report.finished()?;
+    let stages: Vec<u32> = report.locks().iter().map(|lock| lock.stage).collect();
+    ensure!(stages == [1, 2], "the lock went through stages {stages:?}, not 1 and 2");
+    probes(&report, |_| "refused")
+}
+
+/// A guest with five levels of page tables.
+fn five_levels(name: &str, built: &Built) -> anyhow::Result<()> {
+    let mut machine = protected(built, Cloud, "probe", Policy::default())?;
+    machine.cpu = Some("EPYC-v3,+svm,+npt,+umip,+la57".to_owned());
+    let report = quietly(name, &machine)?;
+    report.finished()?;
+    let levels: Vec<u32> = report.locks().iter().map(|lock| lock.levels).collect();
+    ensure!(levels == [5], "the lock walked {levels:?} levels, not 5");
+    probes(&report, |_| "refused")
+}
+
+/// With one view execution is not refused, and everything else is.
+fn attacks_views_off(name: &str, built: &Built) -> anyhow::Result<()> {
+    let policy = Policy { supervisor_exec: SupervisorExec::Off, ..Policy::default() };
+    let report = quietly(name, &protected(built, Cloud, "probe", policy)?)?;
+    report.finished()?;
+    probes(&report, |name| if name.starts_with("exec-") { "succeeded" } else { "refused" })
+}
+
+/// Compares the result of every probe with what it should be.
+fn probes(report: &Report, expected: impl Fn(&str) -> &'static str) -> anyhow::Result<()> {
+    let probes: Vec<crate::judge::Probe> = report.all("probe")?;
+    ensure!(!probes.is_empty(), "no probe ran");
+    for probe in probes {
+        let expected = expected(&probe.name);
+        ensure!(probe.result == expected, "{}: {} {}", probe.name, probe.result, probe.detail);
+    }
+    Ok(())
 }
 
 fn reboots(name: &str, built: &Built) -> anyhow::Result<()> {

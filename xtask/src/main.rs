@@ -5,6 +5,7 @@ mod boot;
 mod build;
 mod demo;
 mod e2e;
+mod ending;
 mod guest_image;
 mod iso;
 mod judge;
