@@ -4,6 +4,7 @@
 pub mod cache;
 pub mod check;
 pub mod events;
+pub mod grub;
 pub mod machine;
 pub mod policy;
 mod qemu;

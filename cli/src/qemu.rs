@@ -4,7 +4,7 @@
 //! are linked into a folder of our own under plain names, and the last word of a module's string
 //! is its role.
 
-use crate::machine::{Accel, Machine, Protection};
+use crate::machine::{Accel, Boot, Machine, Protection};
 use anyhow::{Context, ensure};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -46,7 +46,7 @@ impl Scratch {
 }
 
 /// What QEMU emulates unless told otherwise: a CPU with SVM and nested paging.
-const TCG_CPU: &str = "EPYC-v3,+svm,+npt";
+const TCG_CPU: &str = "EPYC-v3,+svm,+npt,+umip";
 
 pub fn command(
     program: &Path,
@@ -75,12 +75,20 @@ pub fn command(
         qemu.args(["-icount", "shift=0,sleep=off", "-rtc", "base=2026-01-01,clock=vm"])
             .args(["-seed", "1"]);
     }
-    match &machine.protection {
-        Protection::Bare => {
+    if let Protection::Ravelin { .. } = machine.protection {
+        let events = scratch.path("events");
+        qemu.args(["-chardev", &format!("socket,id=events,path={}", events.display())])
+            .args(["-device", "isa-debugcon,iobase=0xe9,chardev=events"]);
+    }
+    match (&machine.boot, &machine.protection) {
+        (Boot::Iso(image), _) => {
+            qemu.arg("-cdrom").arg(image);
+        }
+        (Boot::Direct, Protection::Bare) => {
             qemu.arg("-kernel").arg(&machine.kernel).arg("-initrd").arg(&machine.initrd);
             qemu.args(["-append", &machine.append]);
         }
-        Protection::Ravelin { hypervisor, policy, .. } => {
+        (Boot::Direct, Protection::Ravelin { hypervisor, policy, .. }) => {
             // The hypervisor has no use for symbols, and loading them takes time. A file that is no
             // manifest goes as it is: refusing it is the hypervisor's part.
             let resident = linux_image::without_symbols(manifest);
@@ -91,11 +99,8 @@ pub fn command(
                 scratch.write(manifest, "manifest")?,
                 scratch.write(policy.to_record().as_bytes(), "policy")?,
             ];
-            let events = scratch.path("events");
             qemu.arg("-kernel").arg(hypervisor).args(["-initrd", &modules.join(",")]);
-            qemu.args(["-append", &format!("-- {}", machine.append)])
-                .args(["-chardev", &format!("socket,id=events,path={}", events.display())])
-                .args(["-device", "isa-debugcon,iobase=0xe9,chardev=events"]);
+            qemu.args(["-append", &format!("-- {}", machine.append)]);
         }
     }
     qemu.args(&machine.extra);

@@ -3,13 +3,12 @@
 use crate::boot::{Report, boot, machine};
 use crate::build::Built;
 use crate::demo::attack;
-use crate::ending;
 use crate::guest_image::module_loader;
 use crate::packages::Flavour::{self, Cloud, Generic};
 use crate::progress::Step;
-use crate::refusals;
 use crate::shell::guest_folder;
 use crate::test::Tally;
+use crate::{ending, iso, refusals};
 use abi::event::{LockReport, Verdict, ViolationKind};
 use abi::policy::{Modules, Policy, SupervisorExec};
 use anyhow::{bail, ensure};
@@ -49,7 +48,8 @@ pub fn run(
     tally: &mut Tally,
 ) -> anyhow::Result<()> {
     let logs = guest_folder("logs")?;
-    for case in cases(seconds).into_iter().chain(refusals::cases()).chain(ending::cases()) {
+    let cases = cases(seconds).into_iter().chain(refusals::cases());
+    for case in cases.chain(ending::cases()).chain(iso::cases()) {
         if !case.name.contains(only.unwrap_or_default()) {
             continue;
         }
@@ -95,6 +95,8 @@ fn cases(seconds: u64) -> Vec<Case> {
     }
     cases.extend([
         case("early-helper", early_helper),
+        case("five-levels", five_levels),
+        case("attacks-views-off", attacks_views_off),
         case("reboot", reboots),
         case("no-reboot", stays_down),
         case("policy-log", policy_log),
@@ -155,17 +157,23 @@ fn boots(
 ) -> anyhow::Result<()> {
     let machine =
         Machine { cpus, memory, ..protected(built, flavour, "poweroff", Policy::default())? };
-    let report = quietly(name, &machine)?;
+    boots_well(name, &machine).map(drop)
+}
+
+/// Boots a machine whose job is `poweroff`, and checks that all went as it must.
+pub fn boots_well(name: &str, machine: &Machine) -> anyhow::Result<Report> {
+    let report = quietly(name, machine)?;
     report.finished()?;
     let boots: Vec<Boot> = report.all("boot")?;
     let seen: Vec<usize> = boots.iter().map(|boot| boot.cpus).collect();
-    ensure!(seen == [cpus], "CPUs seen by the guest: {seen:?}, given: {cpus}");
+    ensure!(seen == [machine.cpus], "CPUs seen by the guest: {seen:?}, given: {}", machine.cpus);
     let locks = report.locks();
     let whole = locks.last().is_some_and(|lock| lock.stage == 2);
     ensure!(whole, "text and read-only data were not both locked: {locks:?}");
     let sane = |lock: &LockReport| lock.text_frames > 0 && lock.conflicting_frames == 0;
     ensure!(locks.iter().all(sane), "a lock is not as it must be: {locks:?}");
-    no_violation(&report)
+    no_violation(&report)?;
+    Ok(report)
 }
 
 /// What the guest says after a stress test.
@@ -219,10 +227,35 @@ fn early_helper(name: &str, built: &Built) -> anyhow::Result<()> {
     report.finished()?;
     let stages: Vec<u32> = report.locks().iter().map(|lock| lock.stage).collect();
     ensure!(stages == [1, 2], "the lock went through stages {stages:?}, not 1 and 2");
+    probes(&report, |_| "refused")
+}
+
+/// A guest with five levels of page tables.
+fn five_levels(name: &str, built: &Built) -> anyhow::Result<()> {
+    let mut machine = protected(built, Cloud, "probe", Policy::default())?;
+    machine.cpu = Some("EPYC-v3,+svm,+npt,+umip,+la57".to_owned());
+    let report = quietly(name, &machine)?;
+    report.finished()?;
+    let levels: Vec<u32> = report.locks().iter().map(|lock| lock.levels).collect();
+    ensure!(levels == [5], "the lock walked {levels:?} levels, not 5");
+    probes(&report, |_| "refused")
+}
+
+/// With one view execution is not refused, and everything else is.
+fn attacks_views_off(name: &str, built: &Built) -> anyhow::Result<()> {
+    let policy = Policy { supervisor_exec: SupervisorExec::Off, ..Policy::default() };
+    let report = quietly(name, &protected(built, Cloud, "probe", policy)?)?;
+    report.finished()?;
+    probes(&report, |name| if name.starts_with("exec-") { "succeeded" } else { "refused" })
+}
+
+/// Compares the result of every probe with what it should be.
+fn probes(report: &Report, expected: impl Fn(&str) -> &'static str) -> anyhow::Result<()> {
     let probes: Vec<crate::judge::Probe> = report.all("probe")?;
     ensure!(!probes.is_empty(), "no probe ran");
     for probe in probes {
-        ensure!(probe.result == "refused", "{}: {} {}", probe.name, probe.result, probe.detail);
+        let expected = expected(&probe.name);
+        ensure!(probe.result == expected, "{}: {} {}", probe.name, probe.result, probe.detail);
     }
     Ok(())
 }

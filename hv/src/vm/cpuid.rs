@@ -15,12 +15,7 @@ const HYPERVISOR: u32 = 0x4000_0000;
 const HYPERVISOR_LAST: u32 = 0x4000_ffff;
 
 /// The answer to CPUID with EAX = `leaf`, ECX = `subleaf` in a guest with this CR4.
-pub fn answer(
-    leaf: u32,
-    subleaf: u32,
-    announce: bool,
-    guest_cr4: impl Fn() -> u64,
-) -> CpuidResult {
+pub fn answer(leaf: u32, subleaf: u32, announce: bool, guest_cr4: impl Fn() -> u64) -> CpuidResult {
     if announce && (HYPERVISOR..=HYPERVISOR_LAST).contains(&leaf) {
         return hypervisor_leaf(leaf);
     }

@@ -24,7 +24,12 @@ fn read_entry(vm: &Vm<impl Vendor>, windows: &Windows, gpa: Gpa) -> Option<u64> 
 }
 
 /// Copies a table page if it is RAM.
-pub fn read_table(vm: &Vm<impl Vendor>, windows: &Windows, gpa: Gpa, entries: &mut [u64; 512]) -> bool {
+pub fn read_table(
+    vm: &Vm<impl Vendor>,
+    windows: &Windows,
+    gpa: Gpa,
+    entries: &mut [u64; 512],
+) -> bool {
     let frame = gpa.frame();
     let window = if vm.is_ram(frame) { windows.open(frame.identity()) } else { None };
     window.is_some_and(|window| window.read(0, entries.as_mut_bytes()) == size_of_val(entries))

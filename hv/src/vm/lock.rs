@@ -139,10 +139,7 @@ fn frames_of(
     Ok(image_frames(kernel, span))
 }
 
-fn lock_all<V: Vendor>(
-    vcpu: &Vcpu<V>,
-    memory: &mut Memory<V>,
-) -> Result<LockReport, &'static str> {
+fn lock_all<V: Vendor>(vcpu: &Vcpu<V>, memory: &mut Memory<V>) -> Result<LockReport, &'static str> {
     let vm = vcpu.vm;
     // Entries with two rights go by the kind of the mapping, not by the mode of the CPU: only
     // SMEP, which the lock pins, keeps the kernel from executing what it maps as a user page.

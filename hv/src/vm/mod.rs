@@ -92,12 +92,7 @@ pub struct Vm<V: Vendor> {
 
 impl<V: Vendor> Vm<V> {
     /// A VM that has not run yet.
-    pub fn new(
-        policy: Policy,
-        manifest: Manifest<'static>,
-        ram: Ram,
-        memory: Memory<V>,
-    ) -> Self {
+    pub fn new(policy: Policy, manifest: Manifest<'static>, ram: Ram, memory: Memory<V>) -> Self {
         let roots = [memory.root(View::Kernel), memory.root(View::User)];
         Self {
             policy,

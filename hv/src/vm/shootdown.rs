@@ -8,8 +8,8 @@
 //! enter without the check. So nobody waits for a lock holder that waits for him.
 
 use super::Vm;
-use crate::vendor::Vendor;
 use crate::cpu::{self, CpuShared, apic};
+use crate::vendor::Vendor;
 use abi::MAX_CPUS;
 use core::sync::atomic::{AtomicU64, Ordering};
 use paging::Flushed;

@@ -54,7 +54,10 @@ pub fn rights_of(rights: GuestRights) -> Rights {
 ///
 /// # Errors
 /// The tables are damaged or too many.
-pub fn survey<'m, V: Vendor>(vcpu: &Vcpu<V>, memory: &'m mut Memory<V>) -> Result<Survey<'m>, &'static str> {
+pub fn survey<'m, V: Vendor>(
+    vcpu: &Vcpu<V>,
+    memory: &'m mut Memory<V>,
+) -> Result<Survey<'m>, &'static str> {
     let levels = vcpu.paging_levels().ok_or("the guest has paging off")?;
     let (buffers, mut counters) = memory.survey();
     let mut leaves = 0;

@@ -54,7 +54,12 @@ pub fn write<V: Vendor>(vcpu: &mut Vcpu<V>, memory: &mut Memory<V>, gpa: Gpa, st
     }
 }
 
-fn is_legal_patch(vcpu: &Vcpu<impl Vendor>, kernel: KernelPlace, target: Gpa, store: &Store) -> bool {
+fn is_legal_patch(
+    vcpu: &Vcpu<impl Vendor>,
+    kernel: KernelPlace,
+    target: Gpa,
+    store: &Store,
+) -> bool {
     let text = vcpu.vm.manifest.header().text;
     let Some(offset) = target.raw().checked_sub(kernel.gpa.raw()) else { return false };
     let current = |offset: u64| {

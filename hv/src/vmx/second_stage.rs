@@ -30,8 +30,7 @@ impl SecondStage for Ept {
             EptData::Read => Rights::READ,
             EptData::ReadWrite => Rights::READ | Rights::WRITE,
         };
-        let execute =
-            if rights.supervisor_execute { Rights::EXECUTE } else { Rights::empty() };
+        let execute = if rights.supervisor_execute { Rights::EXECUTE } else { Rights::empty() };
         data | execute
     }
 }

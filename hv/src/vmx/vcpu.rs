@@ -143,7 +143,9 @@ impl Vendor for Vmx {
         let blocked = interruptibility::BLOCKED_BY_NMI | interruptibility::SHADOW;
         let can = !self.queued && vmread(field::INTERRUPTIBILITY) & blocked == 0;
         if can {
-            self.queue(u64::from(vector::NMI) | event::TYPE_NMI << event::TYPE_SHIFT | event::VALID);
+            self.queue(
+                u64::from(vector::NMI) | event::TYPE_NMI << event::TYPE_SHIFT | event::VALID,
+            );
         } else {
             self.change_primary(primary::NMI_WINDOW_EXITING, true);
         }
@@ -211,14 +213,8 @@ impl Vendor for Vmx {
     fn registers(&self) -> Registers {
         let mut gpr = self.area.gpr;
         gpr[4] = vmread(field::GUEST_RSP);
-        let segments = [
-            segment::ES,
-            segment::CS,
-            segment::SS,
-            segment::DS,
-            segment::FS,
-            segment::GS,
-        ];
+        let segments =
+            [segment::ES, segment::CS, segment::SS, segment::DS, segment::FS, segment::GS];
         Registers {
             gpr,
             rip: vmread(field::GUEST_RIP),

@@ -95,10 +95,7 @@ impl Eptp {
     ///
     /// # Errors
     /// The CPU lacks what our tables need.
-    pub fn new(
-        root: Hfn,
-        capabilities: EptCapabilities,
-    ) -> Result<Self, EptUnsupported> {
+    pub fn new(root: Hfn, capabilities: EptCapabilities) -> Result<Self, EptUnsupported> {
         if !capabilities.four_levels() {
             return Err(EptUnsupported::FourLevels);
         }
