@@ -10,7 +10,9 @@ use abi::event::ViolationKind;
 use abi::hypercall::Counter;
 use x86_decode::SimpleOp;
 
-/// Handles an exit: after it the guest goes on.
+/// Handles an exit: after it the guest goes on. Inlined, so that the kinds that the vendor tells
+/// apart are not told apart again.
+#[inline(always)]
 pub fn handle(vcpu: &mut Vcpu<impl Vendor>, exit: Exit) {
     let shared = vcpu.shared();
     match exit {
@@ -53,6 +55,7 @@ pub fn handle(vcpu: &mut Vcpu<impl Vendor>, exit: Exit) {
     }
 }
 
+#[cold]
 fn rare(vcpu: &mut Vcpu<impl Vendor>, exit: Exit) {
     match exit {
         Exit::VirtualizationInstruction => vcpu.inject(Exception::UndefinedOpcode),
@@ -98,6 +101,7 @@ fn answer_cpuid<V: Vendor>(vcpu: &mut Vcpu<V>) {
 }
 
 /// A port that the guest must not see: reads as ones, writes are lost.
+#[inline(never)]
 fn hidden_port(vcpu: &mut Vcpu<impl Vendor>, input: bool, bytes: u8) {
     if input {
         let bits = u32::from(bytes) * 8;

@@ -40,12 +40,26 @@ pub fn arm(vcpu: &mut Vcpu<impl Vendor>) {
     }
     let start = time_stamp();
     shootdown::hold(vm, vcpu.index);
-    let outcome = lock_all(vcpu, &mut memory);
+    let outcome = on_kernel_tables(vcpu, |vcpu| lock_all(vcpu, &mut memory));
     shootdown::release(vm);
     match outcome {
         Ok(report) => send(report, start),
         Err(reason) => report::fatal(format_args!("the kernel cannot be locked: {reason}")),
     }
+}
+
+/// Does `work` with the kernel's page tables in force. Under page-table isolation user code runs on
+/// a copy without the kernel's text, which is in the page behind them (Linux,
+/// Documentation/arch/x86/pti.rst).
+fn on_kernel_tables<V: Vendor, T>(vcpu: &mut Vcpu<V>, work: impl FnOnce(&Vcpu<V>) -> T) -> T {
+    const USER_COPY: u64 = 1 << 12;
+    let tables = vcpu.control_register(3);
+    if find_kernel(vcpu).is_err() {
+        vcpu.set_control_register(3, tables & !USER_COPY);
+    }
+    let result = work(vcpu);
+    vcpu.set_control_register(3, tables);
+    result
 }
 
 /// An address-space switch while read-only data waits to be locked.

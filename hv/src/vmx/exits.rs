@@ -7,6 +7,7 @@ use addr::Gpa;
 use x86_defs::vmx::{ept_violation, event, exit, field, interruptibility, port, primary};
 
 impl Vmx {
+    #[inline(always)]
     pub(super) fn exit_reason(&mut self) -> Exit {
         match vmread(field::EXIT_REASON) {
             exit::CPUID => Exit::Cpuid,
@@ -73,11 +74,16 @@ impl Vmx {
 
     /// Takes over the event whose delivery the exit interrupted, to deliver it again (SDM 3C,
     /// 28.2.4, 27.8.3 in older editions).
+    #[inline]
     pub(super) fn requeue_interrupted(&mut self) {
         let info = vmread(field::VECTORING_EVENT);
-        if info & event::VALID == 0 {
-            return;
+        if info & event::VALID != 0 {
+            self.requeue(info);
         }
+    }
+
+    #[cold]
+    fn requeue(&mut self, info: u64) {
         if info >> event::TYPE_SHIFT & 7 == event::TYPE_NMI {
             let state = vmread(field::INTERRUPTIBILITY);
             vmwrite(field::INTERRUPTIBILITY, state & !interruptibility::BLOCKED_BY_NMI);

@@ -3,14 +3,14 @@
 use addr::Hpa;
 use core::arch::asm;
 
-/// Reads a field of the current VMCS; 0 if there is no such field.
+/// Reads a field of the current VMCS. Of a field that this CPU does not have the value is arbitrary.
 #[inline]
 pub fn vmread(field: u64) -> u64 {
-    let mut value = 0;
+    let value: u64;
     // SAFETY: VMREAD changes nothing but its operand. Its callers hold a [`super::Vmx`], which
     // exists only while its VMCS is current, or have just made one so.
     unsafe {
-        asm!("vmread {value}, {field}", field = in(reg) field, value = inout(reg) value,
+        asm!("vmread {value}, {field}", field = in(reg) field, value = lateout(reg) value,
              options(nostack, readonly));
     }
     value

@@ -105,6 +105,7 @@ impl Vendor for Vmx {
         self.set_gpr(6, start.rsi);
     }
 
+    #[inline(always)]
     fn enter(&mut self, flush: bool) -> Exit {
         if flush {
             invept_all();
@@ -157,9 +158,11 @@ impl Vendor for Vmx {
     }
 
     fn advance(&mut self, length: u8) {
-        let next = vmread(field::GUEST_RIP).wrapping_add(u64::from(length));
-        let bits64 = next >> 32 == 0 || self.mode() == Mode::Bits64;
-        vmwrite(field::GUEST_RIP, if bits64 { next } else { next & 0xffff_ffff });
+        let rip = vmread(field::GUEST_RIP);
+        let next = rip.wrapping_add(u64::from(length));
+        // Only 64-bit code goes on past the end of 4 GiB.
+        let wraps = (rip ^ next) >> 32 != 0 && self.mode() != Mode::Bits64;
+        vmwrite(field::GUEST_RIP, if wraps { next & 0xffff_ffff } else { next });
         let state = vmread(field::INTERRUPTIBILITY);
         if state & interruptibility::SHADOW != 0 {
             vmwrite(field::INTERRUPTIBILITY, state & !interruptibility::SHADOW);
