@@ -34,6 +34,12 @@ pub const VMX_TRUE_PRIMARY: u32 = 0x48e;
 pub const VMX_TRUE_EXIT: u32 = 0x48f;
 /// VM-entry controls.
 pub const VMX_TRUE_ENTRY: u32 = 0x490;
+/// Processor trace: where output goes, a physical address (SDM 3C, 33.2.8; 32.2.7 in older editions).
+pub const TRACE_OUTPUT: core::ops::RangeInclusive<u32> = 0x560..=0x561;
+/// Processor trace: the other registers.
+pub const TRACE: core::ops::RangeInclusive<u32> = 0x570..=0x58f;
+/// Hardware feedback interface: a physical address, and its configuration (SDM 3B, 15.6).
+pub const HARDWARE_FEEDBACK: core::ops::RangeInclusive<u32> = 0x17d0..=0x17d1;
 /// Last number that is reserved for capability registers.
 pub const VMX_LAST: u32 = 0x49f;
 /// Interrupt command register in x2APIC mode.

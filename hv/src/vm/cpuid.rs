@@ -5,8 +5,15 @@ use crate::cpu::instructions::{CpuidResult, cpuid};
 use x86_defs::cr4;
 
 const FEATURES: u32 = 1;
-/// Bit of ECX that Intel gives to VMX; AMD's CPUs have it clear.
+// Bits that AMD's CPUs have clear: VMX and SMX, and what makes an Intel CPU itself write to
+// physical addresses that the guest names, which the second stage does not bind.
 const VMX: u32 = 5;
+const SMX: u32 = 6;
+const HARDWARE_FEEDBACK: u32 = 19;
+const THREAD_DIRECTOR: u32 = 23;
+const PROCESSOR_TRACE: u32 = 25;
+const POWER: u32 = 6;
+const TRACE: u32 = 0x14;
 const EXTENDED_FEATURES: u32 = 7;
 const AMD_FEATURES: u32 = 0x8000_0001;
 const SVM_FEATURES: u32 = 0x8000_000a;
@@ -25,12 +32,18 @@ pub fn answer(leaf: u32, subleaf: u32, announce: bool, guest_cr4: impl Fn() -> u
         FEATURES => {
             set_bit(&mut answer.ecx, 27, guest_cr4() & cr4::OSXSAVE != 0);
             set_bit(&mut answer.ecx, VMX, false);
+            set_bit(&mut answer.ecx, SMX, false);
         }
         EXTENDED_FEATURES if subleaf == 0 => {
             set_bit(&mut answer.ecx, 4, guest_cr4() & cr4::PKE != 0);
+            set_bit(&mut answer.ebx, PROCESSOR_TRACE, false);
         }
         AMD_FEATURES => set_bit(&mut answer.ecx, 2, false),
-        SVM_FEATURES => answer = CpuidResult { eax: 0, ebx: 0, ecx: 0, edx: 0 },
+        POWER => {
+            set_bit(&mut answer.eax, HARDWARE_FEEDBACK, false);
+            set_bit(&mut answer.eax, THREAD_DIRECTOR, false);
+        }
+        SVM_FEATURES | TRACE => answer = CpuidResult { eax: 0, ebx: 0, ecx: 0, edx: 0 },
         _ => {}
     }
     answer

@@ -156,6 +156,8 @@ fn write_msr<V: Vendor>(vcpu: &mut Vcpu<V>, number: u32, value: u64) -> bool {
 
 fn write_efer(vcpu: &mut Vcpu<impl Vendor>, value: u64) -> bool {
     const FAST_FXSAVE: u64 = 1 << 14;
+    const HAS_FAST_FXSAVE: u32 = 1 << 25;
+    let fast = if cpuid(0x8000_0001, 0).edx & HAS_FAST_FXSAVE != 0 { FAST_FXSAVE } else { 0 };
     let old = vcpu.efer();
     // LMA is the CPU's to set; writes of it are ignored (APM 3.1.7).
     let value = value & !efer::LMA | old & efer::LMA;
@@ -167,7 +169,7 @@ fn write_efer(vcpu: &mut Vcpu<impl Vendor>, value: u64) -> bool {
             return false;
         }
     }
-    let known = efer::SCE | efer::LME | efer::LMA | efer::NXE | FAST_FXSAVE;
+    let known = efer::SCE | efer::LME | efer::LMA | efer::NXE | fast;
     let paging = vcpu.paging_levels().is_some();
     if value & !known != 0 || (paging && (value ^ old) & efer::LME != 0) {
         vcpu.inject(Exception::GeneralProtection);

@@ -3,6 +3,7 @@
 use crate::memory::pool::Block;
 use crate::report::DEBUG_CONSOLE;
 use addr::{Hpa, PAGE_BYTES};
+use core::ops::RangeInclusive;
 use integrity::pins::PINNED_MSRS;
 use x86_defs::{msr, vmx};
 
@@ -18,6 +19,16 @@ pub struct Maps {
     pub io: Hpa,
 }
 
+/// What the guest neither reads nor writes: the registers of VMX, and those that make the CPU itself
+/// write to a physical address, past the second stage.
+pub const HIDDEN: [RangeInclusive<u32>; 5] = [
+    msr::FEATURE_CONTROL..=msr::FEATURE_CONTROL,
+    msr::VMX_BASIC..=msr::VMX_LAST,
+    msr::TRACE_OUTPUT,
+    msr::TRACE,
+    msr::HARDWARE_FEEDBACK,
+];
+
 impl Maps {
     /// Allocates and fills the maps.
     pub fn new() -> Option<Self> {
@@ -30,13 +41,12 @@ fn msr_map(pinned: impl IntoIterator<Item = u32>) -> Option<Hpa> {
     let block = Block::take(1)?;
     let start = block.start().start();
     let map = block.leak();
-    let hidden = (msr::VMX_BASIC..=msr::VMX_LAST).chain([msr::FEATURE_CONTROL]);
-    for number in hidden.clone() {
+    for number in HIDDEN.into_iter().flatten() {
         let (byte, bit) = vmx::msr_bitmap_position(number)?;
         *map.get_mut(byte)? |= 1 << bit;
     }
     let written = [msr::X2APIC_ICR, msr::APIC_BASE];
-    for number in hidden.chain(written).chain(pinned) {
+    for number in HIDDEN.into_iter().flatten().chain(written).chain(pinned) {
         let (byte, bit) = vmx::msr_bitmap_position(number)?;
         *map.get_mut(byte + vmx::MSR_BITMAP_WRITE)? |= 1 << bit;
     }

@@ -3,6 +3,7 @@
 
 use super::controls::{Controls, has_secondary};
 use super::instructions::{invept_all, vmread, vmwrite};
+use super::maps::HIDDEN;
 use super::{Maps, SwitchArea, setup, vmx_enter, vmx_host_nmi};
 use crate::boot::Machine;
 use crate::cpu::instructions::{read_msr, write_msr};
@@ -238,8 +239,9 @@ impl Vendor for Vmx {
 
     fn set_control_register(&mut self, number: u8, value: u64) {
         const KEEP_TRANSLATIONS: u64 = 1 << 63;
-        // PE and PG decide which mode the entry loads, and stay.
+        // What decides on the mode that the entry loads stays.
         const MODE: u64 = cr0::PE | cr0::PG;
+        const MODE4: u64 = cr4::PAE | cr4::LA57;
         match number {
             0 => {
                 let mode = vmread(field::GUEST_CR0) & MODE;
@@ -248,7 +250,8 @@ impl Vendor for Vmx {
             }
             3 => vmwrite(field::GUEST_CR3, value & !KEEP_TRANSLATIONS),
             4 => {
-                vmwrite(field::GUEST_CR4, value | cr4::VMXE);
+                let mode = vmread(field::GUEST_CR4) & MODE4;
+                vmwrite(field::GUEST_CR4, value & !MODE4 | mode | cr4::VMXE);
                 vmwrite(field::CR4_SHADOW, value);
             }
             _ => {}
@@ -301,7 +304,7 @@ impl Vendor for Vmx {
             msr::FEATURE_CONTROL => {
                 Some(HiddenMsr { value: Some(feature_control::LOCK), ignores_writes: false })
             }
-            msr::VMX_BASIC..=msr::VMX_LAST => {
+            other if HIDDEN.iter().any(|range| range.contains(&other)) => {
                 Some(HiddenMsr { value: None, ignores_writes: false })
             }
             _ => None,
