@@ -1,7 +1,7 @@
 //! End-to-end tests: whole machines, each with what must come of it.
 
-use crate::boot::{Report, boot, machine};
-use crate::build::Built;
+use crate::boot::{Report, boot};
+use crate::build::{Built, On};
 use crate::demo::attack;
 use crate::packages::Flavour::{self, Cloud, Generic};
 use crate::progress::Step;
@@ -19,21 +19,36 @@ use std::time::Duration;
 
 /// One test. Its log is `target/guest/logs/NAME.log`.
 pub struct Case {
-    /// Its name, which is also that of its log.
+    /// Its name; with the emulator's behind it, that of its log.
     pub name: String,
+    /// The emulators that it runs on.
+    pub on: &'static [On],
     /// Fails with what is not as it must be.
     pub run: Box<Test>,
 }
 
-/// A test, told its name and what was built.
-type Test = dyn Fn(&str, &Built) -> anyhow::Result<()>;
+/// A test, told its name and where it runs.
+type Test = dyn Fn(&str, &Place<'_>) -> anyhow::Result<()>;
 
-/// A test of this name.
+/// Where a test runs.
+pub struct Place<'a> {
+    /// What was built.
+    pub built: &'a Built,
+    /// What emulates the machine.
+    pub on: On,
+}
+
+/// The emulators whose CPUs Ravelin runs on.
+pub const SUPPORTED: &[On] = &[On::Qemu];
+/// Every emulator, for what does not involve Ravelin.
+const ALL: &[On] = &[On::Qemu, On::Bochs];
+
+/// A test of this name, on every emulator that is supported.
 pub fn case(
     name: impl Into<String>,
-    run: impl Fn(&str, &Built) -> anyhow::Result<()> + 'static,
+    run: impl Fn(&str, &Place<'_>) -> anyhow::Result<()> + 'static,
 ) -> Case {
-    Case { name: name.into(), run: Box::new(run) }
+    Case { name: name.into(), on: SUPPORTED, run: Box::new(run) }
 }
 
 /// Runs every test whose name contains `only`; the stress tests run for `seconds`.
@@ -47,12 +62,15 @@ pub fn run(
     tally: &mut Tally,
 ) -> anyhow::Result<()> {
     let logs = guest_folder("logs")?;
-    for case in cases(seconds).into_iter().chain(refusals::cases()) {
-        if !case.name.contains(only.unwrap_or_default()) {
+    let cases: Vec<Case> = cases(seconds).into_iter().chain(refusals::cases()).collect();
+    let runs = cases.iter().flat_map(|case| case.on.iter().map(move |on| (case, *on)));
+    for (case, on) in runs {
+        let name = format!("{}-{on}", case.name);
+        if !name.contains(only.unwrap_or_default()) {
             continue;
         }
-        let step = Step::begin(&case.name, None);
-        let result = (case.run)(&case.name, built);
+        let step = Step::begin(&name, None);
+        let result = (case.run)(&name, &Place { built, on });
         step.end(result.is_ok());
         match result {
             Ok(()) => tally.passed += 1,
@@ -72,8 +90,8 @@ const MIB: u64 = 1 << 20;
 
 fn cases(seconds: u64) -> Vec<Case> {
     let mut cases = vec![
-        case("attacks-1-cpu", |_, built| all_attacks(built, 1)),
-        case("attacks-2-cpus", |_, built| all_attacks(built, 2)),
+        case("attacks-1-cpu", |_, place| all_attacks(place, 1)),
+        case("attacks-2-cpus", |_, place| all_attacks(place, 2)),
     ];
     for (flavour, cpus, memory) in [
         (Cloud, 1, 512 * MIB),
@@ -84,32 +102,34 @@ fn cases(seconds: u64) -> Vec<Case> {
         (Generic, 4, 1024 * MIB),
     ] {
         let name = format!("boot-{flavour:?}-{cpus}-cpu-{}-mib", memory / MIB).to_lowercase();
-        cases.push(case(name, move |name, built| boots(name, built, flavour, cpus, memory)));
+        cases.push(case(name, move |name, place| boots(name, place, flavour, cpus, memory)));
     }
     for (flavour, cpus) in [(Cloud, 1), (Cloud, 4), (Generic, 2)] {
         let name = format!("stress-{flavour:?}-{cpus}-cpu").to_lowercase();
-        let run = move |name: &str, built: &Built| stress(name, built, flavour, cpus, seconds);
+        let run = move |name: &str, place: &Place<'_>| stress(name, place, flavour, cpus, seconds);
         cases.push(case(name, run));
     }
     cases.extend([
         case("reboot", reboots),
         case("no-reboot", stays_down),
+        Case { on: ALL, ..case("bare", bare) },
+        Case { on: &[On::Bochs], ..case("repeatable", repeatable) },
         case("policy-log", policy_log),
         case("policy-stop", policy_stop),
         case("policy-no-modules", policy_no_modules),
-        case("policy-views-off", |name, built| {
+        case("policy-views-off", |name, place| {
             let policy = Policy { supervisor_exec: SupervisorExec::Off, ..Policy::default() };
-            stress_under(name, built, policy)
+            stress_under(name, place, policy)
         }),
-        case("policy-announce", |name, built| {
-            stress_under(name, built, Policy { announce: true, ..Policy::default() })
+        case("policy-announce", |name, place| {
+            stress_under(name, place, Policy { announce: true, ..Policy::default() })
         }),
     ]);
     cases
 }
 
-fn all_attacks(built: &Built, cpus: usize) -> anyhow::Result<()> {
-    match attack(built, cpus)?.problem() {
+fn all_attacks(place: &Place<'_>, cpus: usize) -> anyhow::Result<()> {
+    match attack(place.built, place.on, cpus)?.problem() {
         None => Ok(()),
         Some(problem) => bail!(problem),
     }
@@ -117,13 +137,12 @@ fn all_attacks(built: &Built, cpus: usize) -> anyhow::Result<()> {
 
 /// A machine for `job` under Ravelin.
 pub fn protected(
-    built: &Built,
+    place: &Place<'_>,
     flavour: Flavour,
     job: &str,
     policy: Policy,
 ) -> anyhow::Result<Machine> {
-    let guest = built.guest(flavour)?;
-    Ok(machine(&guest.kernel.image, &guest.initrd, job, built.ravelin(policy)))
+    place.built.machine(place.on, flavour, job, place.built.ravelin(policy))
 }
 
 /// Boots without watching.
@@ -145,13 +164,13 @@ struct Boot {
 
 fn boots(
     name: &str,
-    built: &Built,
+    place: &Place<'_>,
     flavour: Flavour,
     cpus: usize,
     memory: u64,
 ) -> anyhow::Result<()> {
     let machine =
-        Machine { cpus, memory, ..protected(built, flavour, "poweroff", Policy::default())? };
+        Machine { cpus, memory, ..protected(place, flavour, "poweroff", Policy::default())? };
     let report = quietly(name, &machine)?;
     report.finished()?;
     let boots: Vec<Boot> = report.all("boot")?;
@@ -175,18 +194,18 @@ struct Stress {
 
 fn stress(
     name: &str,
-    built: &Built,
+    place: &Place<'_>,
     flavour: Flavour,
     cpus: usize,
     seconds: u64,
 ) -> anyhow::Result<()> {
     let job = format!("stress:{seconds}");
-    let machine = Machine { cpus, ..protected(built, flavour, &job, Policy::default())? };
+    let machine = Machine { cpus, ..protected(place, flavour, &job, Policy::default())? };
     check_stress(name, machine, seconds)
 }
 
-fn stress_under(name: &str, built: &Built, policy: Policy) -> anyhow::Result<()> {
-    check_stress(name, protected(built, Cloud, "stress:5", policy)?, 5)
+fn stress_under(name: &str, place: &Place<'_>, policy: Policy) -> anyhow::Result<()> {
+    check_stress(name, protected(place, Cloud, "stress:5", policy)?, 5)
 }
 
 fn check_stress(name: &str, mut machine: Machine, seconds: u64) -> anyhow::Result<()> {
@@ -200,8 +219,8 @@ fn check_stress(name: &str, mut machine: Machine, seconds: u64) -> anyhow::Resul
     no_violation(&report)
 }
 
-fn reboots(name: &str, built: &Built) -> anyhow::Result<()> {
-    let mut machine = protected(built, Cloud, "reboot", Policy::default())?;
+fn reboots(name: &str, place: &Place<'_>) -> anyhow::Result<()> {
+    let mut machine = protected(place, Cloud, "reboot", Policy::default())?;
     machine.no_reboot = false;
     machine.cpus = 2;
     let mut boots = 0;
@@ -215,9 +234,35 @@ fn reboots(name: &str, built: &Built) -> anyhow::Result<()> {
     no_violation(&report)
 }
 
-fn stays_down(name: &str, built: &Built) -> anyhow::Result<()> {
-    let report = quietly(name, &protected(built, Cloud, "reboot", Policy::default())?)?;
+fn stays_down(name: &str, place: &Place<'_>) -> anyhow::Result<()> {
+    let report = quietly(name, &protected(place, Cloud, "reboot", Policy::default())?)?;
     ensure!(report.outcome.ended == Ended::Reset, "it ended with {:?}", report.outcome.ended);
+    Ok(())
+}
+
+/// What every other test compares with: the same guest without Ravelin.
+fn bare(name: &str, place: &Place<'_>) -> anyhow::Result<()> {
+    let mut machine = place.built.machine(place.on, Cloud, "poweroff", Protection::Bare)?;
+    machine.cpus = 2;
+    let report = quietly(name, &machine)?;
+    report.finished()?;
+    let boots: Vec<Boot> = report.all("boot")?;
+    ensure!(boots.iter().map(|boot| boot.cpus).eq([2]), "the guest saw other CPUs than it has");
+    Ok(())
+}
+
+/// Two runs report the same, time-stamp counters included.
+fn repeatable(name: &str, place: &Place<'_>) -> anyhow::Result<()> {
+    let machine = place.built.machine(place.on, Cloud, "bench:quick", Protection::Bare)?;
+    let words = || -> anyhow::Result<Vec<(String, serde_json::Value)>> {
+        let report = quietly(name, &machine)?;
+        report.finished()?;
+        Ok(report.words.into_iter().map(|word| (word.name, word.value)).collect())
+    };
+    let (first, second) = (words()?, words()?);
+    let mut pairs = first.iter().zip(&second);
+    let other = pairs.find(|(first, second)| first != second);
+    ensure!(first.len() == second.len() && other.is_none(), "the runs differ: {other:?}");
     Ok(())
 }
 
@@ -226,14 +271,14 @@ fn always(verdict: Verdict) -> Policy {
     Policy { reactions: [verdict; ViolationKind::COUNT], ..Policy::default() }
 }
 
-fn policy_log(name: &str, built: &Built) -> anyhow::Result<()> {
+fn policy_log(name: &str, place: &Place<'_>) -> anyhow::Result<()> {
     let mut policy = Policy::default();
     for kind in [ViolationKind::WriteText, ViolationKind::ControlRegister, ViolationKind::Msr] {
         if let Some(reaction) = policy.reactions.get_mut(kind as usize) {
             *reaction = Verdict::Log;
         }
     }
-    let report = quietly(name, &protected(built, Cloud, "probe", policy)?)?;
+    let report = quietly(name, &protected(place, Cloud, "probe", policy)?)?;
     report.finished()?;
     for probe in report.all::<crate::judge::Probe>("probe")? {
         if matches!(probe.name.as_str(), "text-pte" | "cr4-smep" | "msr-star") {
@@ -253,8 +298,8 @@ fn policy_log(name: &str, built: &Built) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn policy_stop(name: &str, built: &Built) -> anyhow::Result<()> {
-    let report = quietly(name, &protected(built, Cloud, "probe", always(Verdict::Stop))?)?;
+fn policy_stop(name: &str, place: &Place<'_>) -> anyhow::Result<()> {
+    let report = quietly(name, &protected(place, Cloud, "probe", always(Verdict::Stop))?)?;
     ensure!(report.outcome.ended == Ended::Stopped, "it ended with {:?}", report.outcome.ended);
     let violations = report.violations();
     let [(_, violation)] = violations.as_slice() else {
@@ -265,9 +310,9 @@ fn policy_stop(name: &str, built: &Built) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn policy_no_modules(name: &str, built: &Built) -> anyhow::Result<()> {
+fn policy_no_modules(name: &str, place: &Place<'_>) -> anyhow::Result<()> {
     let policy = Policy { modules: Modules::Deny, ..Policy::default() };
-    let report = quietly(name, &protected(built, Cloud, "probe", policy)?)?;
+    let report = quietly(name, &protected(place, Cloud, "probe", policy)?)?;
     ensure!(report.count("probe") == 0, "the module was loaded and ran");
     let violations = report.violations();
     let (_, first) = violations.first().ok_or_else(|| anyhow::anyhow!("no event"))?;
@@ -278,10 +323,10 @@ fn policy_no_modules(name: &str, built: &Built) -> anyhow::Result<()> {
 /// A machine that must not start the kernel.
 pub fn refused(
     name: &str,
-    built: &Built,
+    place: &Place<'_>,
     change: impl FnOnce(&mut Machine) -> anyhow::Result<()>,
 ) -> anyhow::Result<String> {
-    let mut machine = protected(built, Cloud, "poweroff", Policy::default())?;
+    let mut machine = protected(place, Cloud, "poweroff", Policy::default())?;
     machine.timeout = Some(Duration::from_secs(60));
     change(&mut machine)?;
     let report = quietly(name, &machine)?;
@@ -303,10 +348,10 @@ pub fn manifest(built: &Built, flavour: Flavour) -> anyhow::Result<Vec<u8>> {
 }
 
 /// Boots with these bytes for a manifest.
-pub fn with_manifest(name: &str, built: &Built, bytes: &[u8]) -> anyhow::Result<String> {
+pub fn with_manifest(name: &str, place: &Place<'_>, bytes: &[u8]) -> anyhow::Result<String> {
     let path = guest_folder("logs")?.join(format!("{name}.manifest"));
     std::fs::write(&path, bytes)?;
-    refused(name, built, |machine| {
+    refused(name, place, |machine| {
         if let Protection::Ravelin { manifest, .. } = &mut machine.protection {
             *manifest = Some(path);
         }
