@@ -11,7 +11,7 @@ use std::path::Path;
 use std::process::Command;
 
 /// What QEMU emulates unless told otherwise: a CPU with SVM and nested paging.
-const TCG_CPU: &str = "EPYC-v3,+svm,+npt";
+const TCG_CPU: &str = "EPYC-v3,+svm,+npt,+umip";
 
 pub fn command(
     program: &Path,

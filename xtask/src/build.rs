@@ -44,6 +44,8 @@ pub struct Built {
     hypervisor: PathBuf,
     /// The `ravelin` command.
     pub ravelin: PathBuf,
+    /// The test program.
+    pub init: PathBuf,
     guests: Vec<Guest>,
     /// The Bochs program, if it was asked for.
     bochs: Option<PathBuf>,
@@ -115,6 +117,7 @@ pub fn build(flavours: &[Flavour], emulators: &[On], install: bool) -> anyhow::R
     Ok(Built {
         hypervisor: release.join("ravelin-hv"),
         ravelin: release.join("ravelin"),
+        init,
         guests,
         bochs,
     })

@@ -3,6 +3,8 @@
 use crate::boot::{Report, boot};
 use crate::build::{Built, On};
 use crate::demo::attack;
+use crate::ending;
+use crate::guest_image::module_loader;
 use crate::packages::Flavour::{self, Cloud, Generic};
 use crate::progress::Step;
 use crate::refusals;
@@ -62,7 +64,8 @@ pub fn run(
     tally: &mut Tally,
 ) -> anyhow::Result<()> {
     let logs = guest_folder("logs")?;
-    let cases: Vec<Case> = cases(seconds).into_iter().chain(refusals::cases()).collect();
+    let cases = cases(seconds).into_iter().chain(refusals::cases()).chain(ending::cases());
+    let cases: Vec<Case> = cases.collect();
     let runs = cases.iter().flat_map(|case| case.on.iter().map(move |on| (case, *on)));
     for (case, on) in runs {
         let name = format!("{}-{on}", case.name);
@@ -110,6 +113,10 @@ fn cases(seconds: u64) -> Vec<Case> {
         cases.push(case(name, run));
     }
     cases.extend([
+        case("early-helper", early_helper),
+        // None of Bochs' CPUs that boot Linux has five levels.
+        Case { on: &[On::Qemu], ..case("five-levels", five_levels) },
+        case("attacks-views-off", attacks_views_off),
         case("reboot", reboots),
         case("no-reboot", stays_down),
         Case { on: ALL, ..case("bare", bare) },
@@ -189,6 +196,8 @@ fn boots(
 struct Stress {
     ok: bool,
     toggles: u64,
+    registers: u64,
+    states: u64,
     errors: Vec<String>,
 }
 
@@ -216,7 +225,54 @@ fn check_stress(name: &str, mut machine: Machine, seconds: u64) -> anyhow::Resul
     let [result] = results.as_slice() else { bail!("{} stress reports", results.len()) };
     ensure!(result.ok, "{}", result.errors.join("; "));
     ensure!(result.toggles > 0, "no static key was toggled");
+    let checked = result.registers > 0 && result.states > 0;
+    ensure!(checked, "the guest's registers were not checked under load");
     no_violation(&report)
+}
+
+/// A user process that the kernel starts before it has made its data read-only: text is locked at
+/// once, data follows, and then every attack is refused as ever.
+fn early_helper(name: &str, place: &Place<'_>) -> anyhow::Result<()> {
+    let mut machine = protected(place, Cloud, "probe", Policy::default())?;
+    let mut archive = std::fs::read(&machine.initrd)?;
+    archive.extend(module_loader(&place.built.init)?);
+    machine.initrd = guest_folder("initramfs")?.join("early-helper.cpio");
+    std::fs::write(&machine.initrd, archive)?;
+    let report = quietly(name, &machine)?;
+    report.finished()?;
+    let stages: Vec<u32> = report.locks().iter().map(|lock| lock.stage).collect();
+    ensure!(stages == [1, 2], "the lock went through stages {stages:?}, not 1 and 2");
+    probes(&report, |_| "refused")
+}
+
+/// A guest with five levels of page tables.
+fn five_levels(name: &str, place: &Place<'_>) -> anyhow::Result<()> {
+    let mut machine = protected(place, Cloud, "probe", Policy::default())?;
+    machine.cpu = Some("EPYC-v3,+svm,+npt,+umip,+la57".to_owned());
+    let report = quietly(name, &machine)?;
+    report.finished()?;
+    let levels: Vec<u32> = report.locks().iter().map(|lock| lock.levels).collect();
+    ensure!(levels == [5], "the lock walked {levels:?} levels, not 5");
+    probes(&report, |_| "refused")
+}
+
+/// With one view execution is not refused, and everything else is.
+fn attacks_views_off(name: &str, place: &Place<'_>) -> anyhow::Result<()> {
+    let policy = Policy { supervisor_exec: SupervisorExec::Off, ..Policy::default() };
+    let report = quietly(name, &protected(place, Cloud, "probe", policy)?)?;
+    report.finished()?;
+    probes(&report, |name| if name.starts_with("exec-") { "succeeded" } else { "refused" })
+}
+
+/// Compares the result of every probe with what it should be.
+fn probes(report: &Report, expected: impl Fn(&str) -> &'static str) -> anyhow::Result<()> {
+    let probes: Vec<crate::judge::Probe> = report.all("probe")?;
+    ensure!(!probes.is_empty(), "no probe ran");
+    for probe in probes {
+        let expected = expected(&probe.name);
+        ensure!(probe.result == expected, "{}: {} {}", probe.name, probe.result, probe.detail);
+    }
+    Ok(())
 }
 
 fn reboots(name: &str, place: &Place<'_>) -> anyhow::Result<()> {

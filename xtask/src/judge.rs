@@ -56,9 +56,6 @@ pub fn judge(
     for attack in ATTACKS.iter().filter(|attack| attack.cpus <= cpus) {
         let of = |probes: &[Probe]| probes.iter().find(|probe| probe.name == attack.name).cloned();
         let (bare, protected) = (of(bare), of(ravelin));
-        if !attack.everywhere && bare.is_none() && protected.is_none() {
-            continue;
-        }
         let events: Vec<&Violation> = violations
             .iter()
             .filter(|(sequence, _)| protected.as_ref().is_some_and(|p| p.covers(*sequence)))

@@ -6,6 +6,7 @@ mod boot;
 mod build;
 mod demo;
 mod e2e;
+mod ending;
 mod guest_image;
 mod judge;
 mod packages;

@@ -9,10 +9,12 @@
 #[cfg(test)]
 extern crate std;
 
+mod audit;
 mod pool;
 mod states;
 mod windows;
 
+pub use audit::{Audit, AuditedLeaf, Finding};
 pub use pool::{Pool, PoolError, bitmap_words};
 pub use states::FrameStates;
 pub use windows::{NotOpen, SLOTS, WindowSlots};

@@ -3,12 +3,16 @@
 //! A format knows nothing of tables; it turns values into entries and entries into values.
 //! Reading back ignores what hardware itself sets in an entry (accessed, dirty).
 
+mod ept;
 mod npt;
 mod x86_64;
 
 use addr::{Hfn, Space};
 use core::fmt::Debug;
 
+pub use ept::{
+    Ept, EptCapabilities, EptData, EptRights, EptUnsupported, Eptp, ExecuteOnly, MemoryType,
+};
 pub use npt::{Npt, NptRights};
 pub use x86_64::{HostRights, X86_64};
 
@@ -115,22 +119,30 @@ pub(crate) mod bits {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::vec;
+
+    pub use super::ept::tests::all_rights as all_ept_rights;
 
     const LEAF_LEVELS: [Level; 3] = [Level::Page4K, Level::Page2M, Level::Page1G];
+    const AMD64_FLAGS: [u64; 2] = [bits::ACCESSED, bits::DIRTY];
 
-    fn entries_read_back<F: Format>(raw: u64, rights: F::Rights, hardware: u64) {
-        for level in LEAF_LEVELS {
-            let frame = Hfn::new(raw & !(level.frames() - 1));
-            let entry = F::leaf(frame, level, rights) | hardware;
-            assert_eq!(F::decode(entry, level), Entry::Leaf { frame, rights });
+    /// Whichever of its flags, accessed and dirty, hardware has set.
+    fn entries_read_back<F: Format>(raw: u64, rights: F::Rights, [accessed, dirty]: [u64; 2]) {
+        for flags in [0, accessed, dirty, accessed | dirty] {
+            let set = |entry: u64| entry & !(accessed | dirty) | flags;
+            for level in LEAF_LEVELS {
+                let frame = Hfn::new(raw & !(level.frames() - 1));
+                let entry = set(F::leaf(frame, level, rights));
+                assert_eq!(F::decode(entry, level), Entry::Leaf { frame, rights });
+            }
         }
-        for level in [Level::Page2M, Level::Page1G, Level::Top] {
-            let entry = F::table(Hfn::new(raw)) | (hardware & bits::ACCESSED);
-            assert_eq!(F::decode(entry, level), Entry::Table(Hfn::new(raw)));
+        for flags in [0, accessed] {
+            for level in [Level::Page2M, Level::Page1G, Level::Top] {
+                let entry = F::table(Hfn::new(raw)) & !accessed | flags;
+                assert_eq!(F::decode(entry, level), Entry::Table(Hfn::new(raw)));
+            }
         }
         for level in [Level::Page4K, Level::Page2M, Level::Page1G, Level::Top] {
             assert_eq!(F::decode(0, level), Entry::Empty);
@@ -139,23 +151,23 @@ mod tests {
 
     proptest! {
         #[test]
-        fn x86_64_entries_read_back(
-            raw in 0_u64..1 << 40,
-            rights in any::<[bool; 4]>(),
-            hardware in prop::sample::select(vec![0, bits::ACCESSED, bits::ACCESSED | bits::DIRTY]),
-        ) {
+        fn x86_64_entries_read_back(raw in 0_u64..1 << 40, rights in any::<[bool; 4]>()) {
             let [write, execute, user, uncached] = rights;
-            entries_read_back::<X86_64>(raw, HostRights { write, execute, user, uncached }, hardware);
+            let rights = HostRights { write, execute, user, uncached };
+            entries_read_back::<X86_64>(raw, rights, AMD64_FLAGS);
         }
 
         #[test]
-        fn npt_entries_read_back(
-            raw in 0_u64..1 << 40,
-            rights in any::<[bool; 3]>(),
-            hardware in prop::sample::select(vec![0, bits::ACCESSED, bits::ACCESSED | bits::DIRTY]),
-        ) {
+        fn npt_entries_read_back(raw in 0_u64..1 << 40, rights in any::<[bool; 3]>()) {
             let [read, write, execute] = rights;
-            entries_read_back::<Npt>(raw, NptRights { read, write, execute }, hardware);
+            entries_read_back::<Npt>(raw, NptRights { read, write, execute }, AMD64_FLAGS);
+        }
+
+        #[test]
+        fn ept_entries_read_back(raw in 0_u64..1 << 40) {
+            for rights in all_ept_rights() {
+                entries_read_back::<Ept>(raw, rights, [1 << 8, 1 << 9]);
+            }
         }
     }
 }

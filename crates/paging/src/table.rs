@@ -39,7 +39,7 @@ impl<F: Format> PageTable<F> {
         Ok(Self { root, format: PhantomData })
     }
 
-    /// Frame of the root table, for CR3 or nCR3. It stays the same as long as the table lives.
+    /// Frame of the root table, for CR3, nCR3 or an [`Eptp`](crate::Eptp). It stays the same as long as the table lives.
     pub fn root(&self) -> Hfn {
         self.root
     }

@@ -5,7 +5,7 @@ mod history;
 pub mod memory;
 pub mod model;
 
-use crate::{Flushed, Level, Npt, PageTable, PagingError, X86_64};
+use crate::{Ept, Flushed, Level, Npt, PageTable, PagingError, X86_64};
 use addr::{Frame, FrameRange};
 use memory::FakeMemory;
 use model::{Case, Model, TestFormat, case, release, tables_of};
@@ -129,3 +129,4 @@ macro_rules! properties {
 
 properties!(x86_64, X86_64);
 properties!(npt, Npt);
+properties!(ept, Ept);

@@ -71,6 +71,15 @@ pub enum Operation {
         /// Zero above `size` bytes.
         value: u64,
     },
+    /// Reads memory and writes none: `mov` (8A, 8B, A0, A1), `movzx`, `movsx`, `movsxd` to a
+    /// register; `cmp`, `test`; `add`, `or`, `adc`, `sbb`, `and`, `sub`, `xor` to a register. For
+    /// reports; what becomes of the value is not told.
+    Load {
+        /// First byte read.
+        address: u64,
+        /// 1, 2, 4 or 8.
+        size: u8,
+    },
     /// `movs` or `stos`. Afterwards rdi (and rsi, if there is a source) has moved by
     /// `size * count`, and rcx is 0 if `repeat`.
     StoreString {
@@ -231,7 +240,8 @@ pub enum SimpleOp {
 /// Decodes the instruction at the start of `bytes`. `None`: it is not one that [`Operation`]
 /// lists, is cut short, or would fault.
 ///
-/// Refused although valid: `movs` and `stos` with an address-size prefix, and `lgdt` and the like
+/// Refused although valid: `movs` and `stos` with an address-size prefix, `movsxd` to a 16-bit
+/// register, and `lgdt` and the like
 /// with another operand size than the one [`Operation::LoadTable`] describes.
 pub fn decode(bytes: &[u8], registers: &Registers) -> Option<Instruction> {
     let mut cursor = cursor::Cursor::new(bytes, registers)?;

@@ -14,12 +14,19 @@ pub(crate) fn decode(cursor: &mut Cursor<'_>) -> Option<Operation> {
     let size = if opcode & 1 == 0 { 1 } else { cursor.operand_size() };
     let operation = match opcode {
         0x0f => two_byte(cursor)?,
-        // add, or, adc, sbb, and, sub, xor m, r. (cmp, 38 and 39, writes nothing.)
+        // add, or, adc, sbb, and, sub, xor m, r; the eighth is cmp, which writes nothing.
         0x00..=0x37 if opcode & 7 <= 1 => modify_by_register(cursor, size)?,
-        // The same by an immediate; /7 is cmp.
-        0x80 | 0x81 => modify(cursor, size, 0..=6, size.min(4))?,
-        0x83 => modify(cursor, size, 0..=6, 1)?,
-        0x82 if cursor.registers.mode != Mode::Bits64 => modify(cursor, size, 0..=6, 1)?,
+        0x38 | 0x39 => load(cursor, size)?,
+        // The same r, m.
+        0x00..=0x3f if matches!(opcode & 7, 2 | 3) => load(cursor, size)?,
+        // The same m, immediate.
+        0x80 | 0x81 => arithmetic(cursor, size, size.min(4))?,
+        0x83 => arithmetic(cursor, size, 1)?,
+        0x82 if cursor.registers.mode != Mode::Bits64 => arithmetic(cursor, size, 1)?,
+        // movsxd; arpl outside 64-bit mode. Vendors differ about the 16-bit form.
+        0x63 if cursor.registers.mode == Mode::Bits64 && size != 2 => load(cursor, 4)?,
+        // test m, r.
+        0x84 | 0x85 => load(cursor, size)?,
         // xchg m, r.
         0x86 | 0x87 => modify_by_register(cursor, size)?,
         // mov m, r.
@@ -27,12 +34,18 @@ pub(crate) fn decode(cursor: &mut Cursor<'_>) -> Option<Operation> {
             let (register, place) = register_and_memory(cursor)?;
             store(cursor, &place, size, cursor.gpr_operand(register, size))
         }
-        // mov m, accumulator.
-        0xa2 | 0xa3 => {
+        // mov r, m.
+        0x8a | 0x8b => load(cursor, size)?,
+        // mov accumulator, m; mov m, accumulator.
+        0xa0..=0xa3 => {
             let offset = cursor.unsigned(cursor.address_size())?;
             let segment = cursor.prefixes.segment.unwrap_or(Segment::Ds);
             let address = cursor.segmented(segment, offset);
-            Operation::Store { address, size, value: cursor.gpr_operand(0, size) }
+            if opcode < 0xa2 {
+                Operation::Load { address, size }
+            } else {
+                Operation::Store { address, size, value: cursor.gpr_operand(0, size) }
+            }
         }
         // movs, stos.
         0xa4 | 0xa5 | 0xaa | 0xab => string(cursor, size, opcode < 0xa8)?,
@@ -48,8 +61,7 @@ pub(crate) fn decode(cursor: &mut Cursor<'_>) -> Option<Operation> {
             store(cursor, &place, size, value)
         }
         0xf4 => simple(cursor, SimpleOp::Halt)?,
-        // not, neg.
-        0xf6 | 0xf7 => modify(cursor, size, 2..=3, 0)?,
+        0xf6 | 0xf7 => test_or_negate(cursor, size)?,
         // inc, dec.
         0xfe | 0xff => modify(cursor, size, 0..=1, 0)?,
         _ => return None,
@@ -90,6 +102,9 @@ fn two_byte(cursor: &mut Cursor<'_>) -> Option<Operation> {
             let size = cursor.operand_size();
             modify(cursor, size, 5..=7, 1)?
         }
+        // movzx, movsx r, m8; r, m16.
+        0xb6 | 0xbe => load(cursor, 1)?,
+        0xb7 | 0xbf => load(cursor, 2)?,
         // cmpxchg, xadd m, r.
         0xb0 | 0xb1 | 0xc0 | 0xc1 => modify_by_register(cursor, size)?,
         // movnti; it has no 16-bit form.
@@ -203,9 +218,24 @@ fn register_and_memory(cursor: &mut Cursor<'_>) -> Option<(u8, Offset)> {
     }
 }
 
+/// ModRM with a memory operand, which is read.
+fn load(cursor: &mut Cursor<'_>, size: u8) -> Option<Operation> {
+    let (_, place) = register_and_memory(cursor)?;
+    Some(Operation::Load { address: cursor.linear(&place), size })
+}
+
 fn modify_by_register(cursor: &mut Cursor<'_>, size: u8) -> Option<Operation> {
     let (_, place) = register_and_memory(cursor)?;
     Some(Operation::ReadModifyWrite { address: cursor.linear(&place), size })
+}
+
+/// An opcode that ModRM extends, with a memory operand and an immediate whose bytes depend on the
+/// extension; gives extension and address.
+fn extended(cursor: &mut Cursor<'_>, immediate: impl FnOnce(u8) -> u8) -> Option<(u8, u64)> {
+    let modrm = cursor.modrm()?;
+    let Operand::Memory(place) = modrm.rm else { return None };
+    cursor.unsigned(immediate(modrm.extension))?;
+    Some((modrm.extension, cursor.linear(&place)))
 }
 
 /// An opcode that ModRM extends, with an immediate of `immediate` bytes.
@@ -215,11 +245,29 @@ fn modify(
     extensions: core::ops::RangeInclusive<u8>,
     immediate: u8,
 ) -> Option<Operation> {
-    let modrm = cursor.modrm()?;
-    let Operand::Memory(place) = modrm.rm else { return None };
-    cursor.unsigned(immediate)?;
-    let address = cursor.linear(&place);
-    extensions.contains(&modrm.extension).then_some(Operation::ReadModifyWrite { address, size })
+    let (extension, address) = extended(cursor, |_| immediate)?;
+    extensions.contains(&extension).then_some(Operation::ReadModifyWrite { address, size })
+}
+
+/// add, or, adc, sbb, and, sub, xor, cmp with an immediate of `immediate` bytes.
+fn arithmetic(cursor: &mut Cursor<'_>, size: u8, immediate: u8) -> Option<Operation> {
+    let (extension, address) = extended(cursor, |_| immediate)?;
+    Some(match extension {
+        7 => Operation::Load { address, size },
+        _ => Operation::ReadModifyWrite { address, size },
+    })
+}
+
+/// test with an immediate, not, neg. (mul, imul, div, idiv are not ours.)
+fn test_or_negate(cursor: &mut Cursor<'_>, size: u8) -> Option<Operation> {
+    let tests = |extension| extension <= 1;
+    let immediate = |extension| if tests(extension) { size.min(4) } else { 0 };
+    let (extension, address) = extended(cursor, immediate)?;
+    match extension {
+        _ if tests(extension) => Some(Operation::Load { address, size }),
+        2 | 3 => Some(Operation::ReadModifyWrite { address, size }),
+        _ => None,
+    }
 }
 
 /// A bit, numbered by a register, of a string of bits that starts at the memory operand.

@@ -183,6 +183,15 @@ fn expected(insn: &iced_x86::Instruction, registers: &Registers) -> Option<Opera
             let value = truncate(value, usize::from(size));
             Operation::Store { address: address_of(insn, 0, registers), size, value }
         }
+        Mov if memory(1) && insn.op0_register().is_segment_register() => return None,
+        Mov | Movzx | Movsx | Movsxd | Add | Or | Adc | Sbb | And | Sub | Xor | Cmp | Test
+            if memory(1) =>
+        {
+            Operation::Load { address: address_of(insn, 1, registers), size }
+        }
+        Cmp | Test if memory(0) => {
+            Operation::Load { address: address_of(insn, 0, registers), size }
+        }
         Movsb | Movsw | Movsd | Movsq | Stosb | Stosw | Stosd | Stosq
             if insn.is_string_instruction() =>
         {
@@ -251,6 +260,11 @@ fn may_refuse(operation: &Operation, bytes: &[u8], length: usize, mode: Mode) ->
     match operation {
         Operation::Store { .. } => bytes[prefixes.len()] == 0x0f && has(&[0x66, 0xf2, 0xf3]),
         Operation::ReadModifyWrite { .. } => false,
+        // movsxd to a 16-bit register.
+        Operation::Load { .. } => {
+            let wide = matches!(prefixes.last(), Some(0x48..=0x4f));
+            mode == Mode::Bits64 && bytes[prefixes.len()] == 0x63 && has(&[0x66]) && !wide
+        }
         Operation::StoreString { .. } => has(&[0x67]),
         Operation::LoadTable { .. }
         | Operation::StoreTable { table: Table::Gdtr | Table::Idtr, .. } => {
@@ -308,11 +322,14 @@ fn any_registers() -> impl Strategy<Value = Registers> {
 const PREFIXES: [u8; 11] = [0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65, 0x66, 0x67, 0xf0, 0xf2, 0xf3];
 
 /// Opcodes of our instructions, with ModRM or without.
-const OPCODES: [&[u8]; 72] = [
+const OPCODES: [&[u8]; 86] = [
     &[0x00],
     &[0x01],
+    &[0x02],
+    &[0x03],
     &[0x08],
     &[0x09],
+    &[0x0a],
     &[0x10],
     &[0x11],
     &[0x18],
@@ -323,13 +340,25 @@ const OPCODES: [&[u8]; 72] = [
     &[0x29],
     &[0x30],
     &[0x31],
+    &[0x33],
+    &[0x38],
+    &[0x39],
+    &[0x3a],
+    &[0x3b],
+    &[0x63],
     &[0x80],
     &[0x81],
     &[0x83],
+    &[0x84],
+    &[0x85],
     &[0x86],
     &[0x87],
     &[0x88],
     &[0x89],
+    &[0x8a],
+    &[0x8b],
+    &[0xa0],
+    &[0xa1],
     &[0xa2],
     &[0xa3],
     &[0xa4],
@@ -365,21 +394,20 @@ const OPCODES: [&[u8]; 72] = [
     &[0x0f, 0xb0],
     &[0x0f, 0xb1],
     &[0x0f, 0xb3],
+    &[0x0f, 0xb6],
+    &[0x0f, 0xb7],
     &[0x0f, 0xba],
     &[0x0f, 0xbb],
+    &[0x0f, 0xbe],
+    &[0x0f, 0xbf],
     &[0x0f, 0xc0],
     &[0x0f, 0xc1],
     &[0x0f, 0xc3],
     &[0x0f, 0xc7],
     // Neighbours that are not ours.
-    &[0x38],
-    &[0x39],
-    &[0x8a],
-    &[0x8b],
     &[0x8c],
     &[0x8e],
     &[0x8f],
-    &[0xa0],
     &[0x0f, 0xa3],
     &[0x0f, 0x21],
 ];

@@ -23,11 +23,13 @@ use abi::Digest;
 use abi::event::ViolationKind;
 use abi::manifest::{Manifest, ManifestError};
 use abi::policy::{Policy, SupervisorExec};
-use addr::{FrameRange, Gfn, Gpa, GuestPhysical, Hfn, HostPhysical, PAGE_SIZE};
+use addr::{FrameRange, Gfn, Gpa, GuestPhysical, Hfn, HostPhysical, Hpa, PAGE_SIZE};
 use arrayvec::ArrayVec;
 use core::arch::global_asm;
+use frames::{Audit, Finding};
 use linux::Start;
 use multiboot::{BootInfo, Module, Role};
+use paging::{PageTable, X86_64};
 use spin::Once;
 
 global_asm!(include_str!("entry.s"), options(raw));
@@ -62,7 +64,8 @@ fn boot(magic: u32, information: u64) -> Result<core::convert::Infallible, Reaso
     let info = multiboot::read(magic, information)?;
     let pool = layout::choose_pool(&info)?;
     let mut boot_tables = BootTables::new(pool);
-    let root = space::build(&mut boot_tables, pool).map_err(|_| NO_POOL)?.root();
+    let table = space::build(&mut boot_tables, pool).map_err(|_| NO_POOL)?;
+    let root = table.root();
     let own = CpuSpace::new(&mut boot_tables, root).ok_or(NO_POOL)?;
     own.activate();
     pool::initialise(pool, boot_tables.used()).map_err(|_| NO_POOL)?;
@@ -75,6 +78,7 @@ fn boot(magic: u32, information: u64) -> Result<core::convert::Infallible, Reaso
     let map = layout::guest_map(&info, pool)?;
     let machine = acpi::read_and_edit(memory)?;
     let vm = make_vm(policy, manifest, &map, pool)?;
+    audit(&table, vm, pool)?;
     let maps = Maps::new().ok_or(NO_POOL)?;
     SHARED.call_once(|| Shared { root, maps, vm });
     cpu::shared(0).apic_id.store(apic::id(), core::sync::atomic::Ordering::Relaxed);
@@ -93,6 +97,21 @@ fn boot(magic: u32, information: u64) -> Result<core::convert::Infallible, Reaso
     );
     let mut vcpu = Vcpu::new(0, vm, maps, windows).ok_or(NO_POOL)?;
     enter_kernel(&mut vcpu, start)
+}
+
+/// Judges every page table there is before the guest starts.
+fn audit(table: &PageTable<X86_64>, vm: &Vm, pool: FrameRange<HostPhysical>) -> Result<(), Reason> {
+    let own = [space::image(), pool];
+    let devices = [FrameRange::with_count(Hpa::new(apic::BASE).frame(), 1)];
+    let mut audit = Audit::new(&own, &devices);
+    let verdict = space::audit(table, &mut audit).and(vm.memory.lock().audit(&mut audit));
+    verdict.map_err(|finding| match finding {
+        Finding::WritableCode => "audit: a page of the hypervisor's is writable and executable",
+        Finding::ForeignFrame => "audit: the hypervisor maps a frame that is not its own",
+        Finding::GuestReachesOwn => "audit: the guest reaches the hypervisor's memory",
+    })?;
+    log!("audit: {} leaves, all as they must be", audit.leaves());
+    Ok(())
 }
 
 const NO_POOL: Reason = "the pool is too small";

@@ -2,9 +2,11 @@
 //! changed again except for windows. Each CPU has a root of its own that shares everything but the
 //! window area.
 
-use super::{APIC_WINDOW, DIRECT_MAP, WINDOWS, pool};
+use super::pool::{self, Tables};
+use super::{APIC_WINDOW, DIRECT_MAP, WINDOWS};
 use crate::cpu::{apic, instructions, stack};
 use addr::{FrameRange, Hfn, HostPhysical, HostVirtual, Hpa, Hpn, PAGE_BYTES};
+use frames::{Audit, AuditedLeaf, Finding};
 use paging::{
     ENTRIES, Flushed, Format, HostRights, Level, PageTable, PagingError, TableMemory, X86_64,
 };
@@ -103,6 +105,20 @@ pub fn build(
 
 fn direct_map_of(pool: FrameRange<HostPhysical>) -> FrameRange<HostVirtual> {
     FrameRange::with_count(DIRECT_MAP.plus(pool.start.start().raw()).frame(), pool.count())
+}
+
+/// Judges every leaf of the table that all CPUs share.
+///
+/// # Errors
+/// The first rule that is broken.
+pub fn audit(table: &PageTable<X86_64>, audit: &mut Audit<'_>) -> Result<(), Finding> {
+    let mut verdict = Ok(());
+    table.visit(&Tables, |pages, leaf| {
+        let HostRights { write, execute, .. } = leaf.rights;
+        let frames = FrameRange::with_count(leaf.frame, pages.count());
+        verdict = verdict.and(audit.own_leaf(AuditedLeaf { frames, write, execute }));
+    });
+    verdict
 }
 
 /// A CPU's own root: the shared table's entries and an empty window area.

@@ -15,7 +15,6 @@ impl Vcpu {
     pub(super) fn handle_exit(&mut self) {
         // QEMU 7.2 fills the low half only.
         let code = self.vmcb.exit_code & 0xffff_ffff;
-        self.shared.count(Counter::Exits);
         match code {
             exit::NESTED_FAULT => self.nested_fault(),
             exit::CPUID => {

@@ -158,8 +158,10 @@ impl Vcpu {
     }
 
     fn enter(&mut self) {
-        self.flush |= crate::vm::shootdown::enter_guest(self.vm, self.index);
-        self.adopt_lock();
+        if crate::vm::shootdown::enter_guest(self.vm, self.index) {
+            self.flush = true;
+            self.adopt_lock();
+        }
         let vmcb = &mut *self.vmcb;
         vmcb.tlb_control = if self.flush { svm::TLB_FLUSH_ALL } else { 0 };
         self.flush = false;

@@ -8,7 +8,7 @@ use crate::memory::space;
 use crate::svm::Vcpu;
 use abi::event::ViolationKind;
 use abi::hypercall::Counter;
-use addr::{FrameRange, Gpa};
+use addr::{FrameRange, Gpa, Gva};
 use integrity::state::{PageState, View};
 use x86_decode::Operation;
 
@@ -40,13 +40,18 @@ pub fn handle(vcpu: &mut Vcpu, access: Access) {
 
 /// Nothing is mapped there: the hypervisor's memory, or the end of the physical address space.
 fn unmapped(vcpu: &mut Vcpu, access: Access) {
-    let (gva, size, new) = match guest::fetch(vcpu).map(|instruction| instruction.operation) {
-        _ if access.fetch || access.table_walk => (vcpu.rip(), 0, 0),
-        Some(Operation::Store { address, size, value }) => (addr::Gva::new(address), size, value),
-        _ => (addr::Gva::new(abi::event::NO_ADDRESS), 0, 0),
+    let operation = guest::fetch(vcpu).map(|instruction| instruction.operation);
+    let (gva, size, new) = match operation {
+        _ if access.table_walk => (None, 0, 0),
+        _ if access.fetch => (Some(guest::fetched_address(vcpu, access.gpa)), 0, 0),
+        Some(Operation::Store { address, size, value }) => (Some(Gva::new(address)), size, value),
+        Some(Operation::ReadModifyWrite { address, size }) => (Some(Gva::new(address)), size, 0),
+        Some(Operation::Load { address, .. }) => (Some(Gva::new(address)), 0, 0),
+        // Of the two addresses of a string instruction either may be meant.
+        _ => (None, 0, 0),
     };
     let attempt = Attempt {
-        gva: Some(gva),
+        gva,
         gpa: Some(access.gpa),
         size: u32::from(size),
         new,
@@ -92,46 +97,26 @@ fn write(vcpu: &mut Vcpu, access: Access) {
     let vm = vcpu.vm;
     let mut memory = vm.memory.lock();
     match memory.state(frame) {
-        Some(PageState::LockedCode) if !access.table_walk => {
-            text::write(vcpu, &mut memory, access.gpa)
-        }
-        Some(PageState::LockedCode) => {
+        Some(state) if state.is_locked() && access.table_walk => {
             drop(memory);
-            refuse(vcpu, access, ViolationKind::WriteText);
+            table_walk(vcpu, access, state);
         }
-        Some(PageState::LockedReadOnly) => {
-            drop(memory);
-            refuse(vcpu, access, ViolationKind::WriteRodata);
-        }
+        Some(state) if state.is_locked() => text::write(vcpu, &mut memory, access.gpa, state),
         Some(PageState::Code) => promote::demote(vcpu, &mut memory, frame),
         // Another CPU has just allowed it.
         _ => vcpu.request_flush(),
     }
 }
 
-/// Reports a write to a locked page; if the policy only logs, gives the page free.
-pub fn refuse(vcpu: &mut Vcpu, access: Access, kind: ViolationKind) {
-    let operation = guest::fetch(vcpu).map(|instruction| instruction.operation);
-    let mut attempt = Attempt { gpa: Some(access.gpa), ..Attempt::new(kind) };
-    match operation {
-        _ if access.table_walk => {}
-        Some(Operation::Store { address, size, value }) => {
-            attempt.gva = Some(addr::Gva::new(address));
-            attempt.size = u32::from(size);
-            attempt.new = value;
-        }
-        Some(Operation::ReadModifyWrite { address, size }) => {
-            attempt.gva = Some(addr::Gva::new(address));
-            attempt.size = u32::from(size);
-        }
-        Some(Operation::StoreString { address, size, count, value, .. }) => {
-            attempt.gva = Some(addr::Gva::new(address));
-            attempt.size = u32::try_from(count.saturating_mul(u64::from(size))).unwrap_or(u32::MAX);
-            attempt.new = value;
-        }
-        _ => {}
-    }
-    attempt.old = old_value(vcpu, access.gpa);
+/// The guest's own page walk would write an accessed or dirty bit into a locked page: a page table
+/// was put there.
+fn table_walk(vcpu: &mut Vcpu, access: Access, state: PageState) {
+    let kind = match state {
+        PageState::LockedCode => ViolationKind::WriteText,
+        _ => ViolationKind::WriteRodata,
+    };
+    let old = old_value(vcpu, access.gpa);
+    let attempt = Attempt { gpa: Some(access.gpa), old, ..Attempt::new(kind) };
     if is_let_through(vcpu, attempt) {
         release(vcpu, &mut vcpu.vm.memory.lock(), access.gpa);
     }

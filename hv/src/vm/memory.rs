@@ -9,7 +9,7 @@ use crate::cpu::apic;
 use crate::memory::pool::{Block, Tables};
 use addr::{FrameRange, Gfn, Gpa, GuestPhysical, Hfn, PAGE_SIZE};
 use core::sync::atomic::AtomicU8;
-use frames::FrameStates;
+use frames::{Audit, AuditedLeaf, Finding, FrameStates};
 use integrity::Rights;
 use integrity::rights::Counters;
 use integrity::state::{PageState, View, second_stage};
@@ -83,6 +83,22 @@ impl Memory {
     /// Room for walking the guest's tables and zeroed counters, together.
     pub fn survey(&mut self) -> (&mut Buffers, Counters<'_>) {
         (self.buffers, Counters::new(self.counters))
+    }
+
+    /// Judges every leaf of both views.
+    ///
+    /// # Errors
+    /// The first rule that is broken.
+    pub fn audit(&self, audit: &mut Audit<'_>) -> Result<(), Finding> {
+        let mut verdict = Ok(());
+        for table in [Some(&self.kernel), self.user.as_ref()].into_iter().flatten() {
+            table.visit(&Tables, |pages, leaf| {
+                let NptRights { write, execute, .. } = leaf.rights;
+                let frames = FrameRange::with_count(leaf.frame, pages.count());
+                verdict = verdict.and(audit.guest_leaf(AuditedLeaf { frames, write, execute }));
+            });
+        }
+        verdict
     }
 
     /// Lets `range` be executed in the kernel view, before the lock. No flush of other CPUs is

@@ -15,6 +15,7 @@ pub mod pins;
 pub mod promote;
 pub mod registers;
 pub mod shootdown;
+pub mod store;
 pub mod survey;
 pub mod text;
 pub mod violation;

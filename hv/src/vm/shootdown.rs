@@ -15,7 +15,8 @@ use paging::Flushed;
 
 static SEEN: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS];
 
-/// Last step before VMRUN; says whether a flush is due. Waits while the VM is held.
+/// Last step before VMRUN; says whether something has changed: then a flush is due, and a look at
+/// the lock. Waits while the VM is held.
 pub fn enter_guest(vm: &Vm, index: usize) -> bool {
     let shared = cpu::shared(index);
     loop {
@@ -53,8 +54,9 @@ pub fn hold(vm: &Vm, caller: usize) {
     wait_for_others(caller, |_| false);
 }
 
-/// Lets the others go on.
+/// Lets the others go on. They flush, and look how far the lock has come.
 pub fn release(vm: &Vm) {
+    vm.generation.fetch_add(1, Ordering::SeqCst);
     vm.hold.store(false, Ordering::SeqCst);
 }
 

@@ -31,6 +31,18 @@ pub fn initramfs(init: &Path, probes: Option<&Path>) -> Result<Vec<u8>> {
     Ok(trailer(archive)?)
 }
 
+/// An archive to put behind the first one: with it the kernel finds a module loader and runs it
+/// while it still boots, long before init.
+///
+/// # Errors
+/// The file cannot be read or is larger than 4 GiB.
+pub fn module_loader(init: &Path) -> Result<Vec<u8>> {
+    let mut archive = Vec::new();
+    append(&mut archive, entry("sbin", 0o755, ModeFileType::Directory), &[])?;
+    append(&mut archive, entry("sbin/modprobe", 0o755, ModeFileType::Regular), &read(init)?)?;
+    Ok(trailer(archive)?)
+}
+
 fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("cannot read {}", path.display()))
 }

@@ -4,5 +4,5 @@
 mod archive;
 mod build;
 
-pub use archive::initramfs;
+pub use archive::{initramfs, module_loader};
 pub use build::{build_init, build_probes};

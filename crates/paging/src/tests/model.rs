@@ -4,7 +4,7 @@
 //! its ranges may begin and end. All pages between two neighbours of these share one fate, so the
 //! map holds the first of them for all.
 
-use crate::{Flushed, Removed, TableMemory};
+use crate::{Ept, EptRights, Flushed, Removed, TableMemory};
 use crate::{Format, HostRights, Leaf, Level, Npt, NptRights, PageTable, PagingError, X86_64};
 use addr::{Frame, FrameRange, Hfn};
 use core::fmt::Debug;
@@ -40,6 +40,13 @@ impl TestFormat for Npt {
     fn rights() -> Vec<NptRights> {
         use NptRights as R;
         [R::NONE, R::READ, R::READ_WRITE, R::READ_EXECUTE, R::ALL].into()
+    }
+}
+
+impl TestFormat for Ept {
+    const BASES: &'static [u64] = Npt::BASES;
+    fn rights() -> Vec<EptRights> {
+        crate::format::tests::all_ept_rights()
     }
 }
 
