@@ -16,6 +16,8 @@ pub struct Args {
 pub enum Command {
     /// Boot a kernel under Ravelin in an emulated machine
     Run(Box<Run>),
+    /// Write a disc image that boots a kernel under Ravelin on machines with BIOS or UEFI
+    Iso(Iso),
     /// Write the manifest of a kernel, which tells the hypervisor what it must know about it
     Prepare(Prepare),
     /// Work with policy files
@@ -135,4 +137,29 @@ pub struct Prepare {
     /// Print the summary as JSON
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(clap::Args)]
+pub struct Iso {
+    /// Kernel: a bzImage, such as /boot/vmlinuz-...
+    #[arg(long, value_name = "FILE")]
+    pub kernel: PathBuf,
+    /// Initial file system
+    #[arg(long, value_name = "FILE")]
+    pub initrd: PathBuf,
+    /// Kernel command line; console=ttyS0 is added unless a console is named
+    #[arg(long, value_name = "TEXT", default_value = "", allow_hyphen_values = true)]
+    pub append: String,
+    /// Policy file; without it every violation is denied
+    #[arg(long, value_name = "FILE")]
+    pub policy: Option<PathBuf>,
+    /// Manifest to use instead of the one made from the kernel
+    #[arg(long, value_name = "FILE")]
+    pub manifest: Option<PathBuf>,
+    /// Hypervisor image [default: $RAVELIN_HYPERVISOR, or ravelin-hv beside this program]
+    #[arg(long, value_name = "FILE")]
+    pub hypervisor: Option<PathBuf>,
+    /// Where to write the image
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
 }

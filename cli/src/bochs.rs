@@ -5,7 +5,7 @@
 //! happened, so how a run ended is read from its log.
 
 use crate::grub;
-use crate::machine::{Accel, Machine, Protection};
+use crate::machine::{Accel, Boot, Machine, Protection};
 use crate::notice::Notice;
 use crate::scratch::Scratch;
 use anyhow::{Context, bail, ensure};
@@ -55,7 +55,10 @@ pub fn check(machine: &Machine) -> anyhow::Result<()> {
         );
     }
     cpu(machine)?;
-    grub::check()
+    match machine.boot {
+        Boot::Direct => grub::check(),
+        Boot::Iso(_) => Ok(()),
+    }
 }
 
 /// The command that runs `machine`, and the files that it needs.
@@ -72,11 +75,12 @@ pub fn command(
     scratch: &Scratch,
 ) -> anyhow::Result<Command> {
     let disc = scratch.path(DISC);
-    match &machine.protection {
-        Protection::Bare => {
+    match (&machine.boot, &machine.protection) {
+        (Boot::Iso(image), _) => drop(scratch.link(image, DISC)?),
+        (Boot::Direct, Protection::Bare) => {
             grub::linux(&machine.kernel, &machine.initrd, &machine.append, &disc)?;
         }
-        Protection::Ravelin { hypervisor, policy, .. } => {
+        (Boot::Direct, Protection::Ravelin { hypervisor, policy, .. }) => {
             let modules = machine.modules(manifest, policy, scratch)?;
             grub::hypervisor(hypervisor, &modules, &machine.append, &disc)?;
         }
@@ -218,6 +222,7 @@ mod tests {
             kernel: "vmlinuz".into(),
             initrd: "initrd".into(),
             append: String::new(),
+            boot: Boot::Direct,
             cpus: 2,
             memory: 512 << 20,
             protection: Protection::Bare,

@@ -5,7 +5,7 @@ mod bochs;
 pub mod cache;
 pub mod check;
 pub mod events;
-mod grub;
+pub mod grub;
 pub mod machine;
 mod notice;
 pub mod policy;

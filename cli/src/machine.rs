@@ -20,7 +20,7 @@ use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::ops::ControlFlow;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
@@ -37,6 +37,8 @@ pub struct Machine {
     pub initrd: PathBuf,
     /// The kernel's command line.
     pub append: String,
+    /// Who loads it.
+    pub boot: Boot,
     /// CPUs, 1 to [`abi::MAX_CPUS`].
     pub cpus: usize,
     /// Bytes of memory, at least [`check::MIN_MEMORY`].
@@ -71,6 +73,15 @@ pub enum Emulator {
         /// The program, version 3.0 or later; see [`check::bochs`].
         program: PathBuf,
     },
+}
+
+/// Who loads the kernel.
+#[derive(Clone, Debug)]
+pub enum Boot {
+    /// The emulator.
+    Direct,
+    /// The loader on this disc image, which was made from the same kernel, manifest and policy.
+    Iso(PathBuf),
 }
 
 /// What stands between the kernel and the machine.
@@ -174,9 +185,9 @@ impl Machine {
         }
         match &self.protection {
             Protection::Bare => Ok(Vec::new()),
-            Protection::Ravelin { manifest: Some(path), .. } => check::read("manifest", path),
-            Protection::Ravelin { manifest: None, .. } => cache::manifest(&kernel)
-                .with_context(|| format!("no manifest can be made of {}", self.kernel.display())),
+            Protection::Ravelin { manifest: given, .. } => {
+                manifest(&self.kernel, &kernel, given.as_deref())
+            }
         }
     }
 
@@ -311,6 +322,25 @@ impl Machine {
 
 fn spawn(command: &mut Command) -> anyhow::Result<Child> {
     command.spawn().with_context(|| format!("cannot run {}", command.get_program().display()))
+}
+
+/// The manifest in the file `given`, or else the one of the kernel `bytes` that were read from
+/// `kernel`.
+///
+/// # Errors
+/// The file cannot be read, or no manifest can be made.
+pub fn manifest(kernel: &Path, bytes: &[u8], given: Option<&Path>) -> anyhow::Result<Vec<u8>> {
+    match given {
+        Some(path) => check::read("manifest", path),
+        None => cache::manifest(bytes)
+            .with_context(|| format!("no manifest can be made of {}", kernel.display())),
+    }
+}
+
+/// The kernel's command line with a serial console, unless it names a console.
+pub fn with_console(append: &str) -> String {
+    let console = if append.contains("console=") { "" } else { "console=ttyS0 " };
+    format!("{console}{append}")
 }
 
 /// Set by the first signal that asks us to go, and for ever; the second one ends us at once.

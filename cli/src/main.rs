@@ -1,6 +1,7 @@
 //! The `ravelin` command.
 
 mod args;
+mod iso;
 mod prepare;
 mod run;
 
@@ -12,6 +13,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let result = match Args::parse().command {
         Command::Run(args) => run::run(&args),
+        Command::Iso(args) => iso::iso(&args),
         Command::Prepare(args) => prepare::prepare(&args),
         Command::Policy(PolicyCommand::Check { file }) => policy::load(&file).map(|policy| {
             anstream::print!("{}", policy::to_toml(&policy));

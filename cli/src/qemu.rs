@@ -4,7 +4,7 @@
 //! are linked into a folder of our own under plain names, and the last word of a module's string
 //! is its role.
 
-use crate::machine::{Accel, Machine, Protection};
+use crate::machine::{Accel, Boot, Machine, Protection};
 use crate::notice::Notice;
 use crate::scratch::Scratch;
 use std::path::Path;
@@ -40,19 +40,24 @@ pub fn command(
         qemu.args(["-icount", "shift=0,sleep=off", "-rtc", "base=2026-01-01,clock=vm"])
             .args(["-seed", "1"]);
     }
-    match &machine.protection {
-        Protection::Bare => {
+    if let Protection::Ravelin { .. } = machine.protection {
+        let events = scratch.path("events");
+        qemu.args(["-chardev", &format!("socket,id=events,path={}", events.display())])
+            .args(["-device", "isa-debugcon,iobase=0xe9,chardev=events"]);
+    }
+    match (&machine.boot, &machine.protection) {
+        (Boot::Iso(image), _) => {
+            qemu.arg("-cdrom").arg(image);
+        }
+        (Boot::Direct, Protection::Bare) => {
             qemu.arg("-kernel").arg(&machine.kernel).arg("-initrd").arg(&machine.initrd);
             qemu.args(["-append", &machine.append]);
         }
-        Protection::Ravelin { hypervisor, policy, .. } => {
+        (Boot::Direct, Protection::Ravelin { hypervisor, policy, .. }) => {
             let modules = machine.modules(manifest, policy, scratch)?;
             let modules = modules.map(|(role, path)| format!("{} {role}", path.display()));
-            let events = scratch.path("events");
             qemu.arg("-kernel").arg(hypervisor).args(["-initrd", &modules.join(",")]);
-            qemu.args(["-append", &format!("-- {}", machine.append)])
-                .args(["-chardev", &format!("socket,id=events,path={}", events.display())])
-                .args(["-device", "isa-debugcon,iobase=0xe9,chardev=events"]);
+            qemu.args(["-append", &format!("-- {}", machine.append)]);
         }
     }
     qemu.args(&machine.extra);

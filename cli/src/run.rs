@@ -4,7 +4,7 @@ use crate::args::{self, Run};
 use abi::policy::Policy;
 use anyhow::Context;
 use ravelin::events::Record;
-use ravelin::machine::{Console, Emulator, Ended, Machine, Protection};
+use ravelin::machine::{self, Boot, Console, Emulator, Ended, Machine, Protection};
 use ravelin::report::{self, Symbols};
 use ravelin::{check, policy};
 use std::fs::File;
@@ -58,11 +58,11 @@ fn machine(args: &Run) -> anyhow::Result<Machine> {
             manifest: args.manifest.clone(),
         }
     };
-    let console = if args.append.contains("console=") { "" } else { "console=ttyS0 " };
     Ok(Machine {
         kernel: args.kernel.clone(),
         initrd: args.initrd.clone(),
-        append: format!("{console}{}", args.append),
+        append: machine::with_console(&args.append),
+        boot: Boot::Direct,
         cpus: args.smp,
         memory: args.mem,
         protection,

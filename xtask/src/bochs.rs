@@ -11,17 +11,7 @@ use anyhow::Context;
 use std::path::{Path, PathBuf};
 
 /// What building and running it takes.
-pub const PACKAGES: [&str; 9] = [
-    "g++",
-    "make",
-    "xz-utils",
-    "bochsbios",
-    "vgabios",
-    "grub-common",
-    "grub-pc-bin",
-    "xorriso",
-    "mtools",
-];
+pub const PACKAGES: [&str; 5] = ["g++", "make", "xz-utils", "bochsbios", "vgabios"];
 
 const VERSION: &str = "3.0";
 const ARCHIVE: &str = "bochs_3.0+dfsg.orig.tar.xz";

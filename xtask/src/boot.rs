@@ -7,7 +7,7 @@ use crate::shell::guest_folder;
 use abi::event::{LockReport, Violation};
 use anyhow::Context;
 use ravelin::events::{Body, Record};
-use ravelin::machine::{Accel, Console, Emulator, Ended, Machine, Outcome, Protection};
+use ravelin::machine::{Accel, Boot, Console, Emulator, Ended, Machine, Outcome, Protection};
 use ravelin::report::{self, Symbols};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -29,6 +29,7 @@ pub fn machine(
         kernel: kernel.to_owned(),
         initrd: initrd.to_owned(),
         append: format!("console=ttyS0 panic=-1 ravelin.job={job}"),
+        boot: Boot::Direct,
         cpus: 1,
         memory: 1 << 30,
         protection,

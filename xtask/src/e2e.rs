@@ -3,13 +3,12 @@
 use crate::boot::{Report, boot};
 use crate::build::{Built, On};
 use crate::demo::attack;
-use crate::ending;
 use crate::guest_image::module_loader;
 use crate::packages::Flavour::{self, Cloud, Generic};
 use crate::progress::Step;
-use crate::refusals;
 use crate::shell::guest_folder;
 use crate::test::Tally;
+use crate::{ending, iso, refusals};
 use abi::event::{LockReport, Verdict, ViolationKind};
 use abi::policy::{Modules, Policy, SupervisorExec};
 use anyhow::{bail, ensure};
@@ -64,8 +63,8 @@ pub fn run(
     tally: &mut Tally,
 ) -> anyhow::Result<()> {
     let logs = guest_folder("logs")?;
-    let cases = cases(seconds).into_iter().chain(refusals::cases()).chain(ending::cases());
-    let cases: Vec<Case> = cases.collect();
+    let cases = cases(seconds).into_iter().chain(refusals::cases());
+    let cases: Vec<Case> = cases.chain(ending::cases()).chain(iso::cases()).collect();
     let runs = cases.iter().flat_map(|case| case.on.iter().map(move |on| (case, *on)));
     for (case, on) in runs {
         let name = format!("{}-{on}", case.name);
@@ -178,17 +177,23 @@ fn boots(
 ) -> anyhow::Result<()> {
     let machine =
         Machine { cpus, memory, ..protected(place, flavour, "poweroff", Policy::default())? };
-    let report = quietly(name, &machine)?;
+    boots_well(name, &machine).map(drop)
+}
+
+/// Boots a machine whose job is `poweroff`, and checks that all went as it must.
+pub fn boots_well(name: &str, machine: &Machine) -> anyhow::Result<Report> {
+    let report = quietly(name, machine)?;
     report.finished()?;
     let boots: Vec<Boot> = report.all("boot")?;
     let seen: Vec<usize> = boots.iter().map(|boot| boot.cpus).collect();
-    ensure!(seen == [cpus], "CPUs seen by the guest: {seen:?}, given: {cpus}");
+    ensure!(seen == [machine.cpus], "CPUs seen by the guest: {seen:?}, given: {}", machine.cpus);
     let locks = report.locks();
     let whole = locks.last().is_some_and(|lock| lock.stage == 2);
     ensure!(whole, "text and read-only data were not both locked: {locks:?}");
     let sane = |lock: &LockReport| lock.text_frames > 0 && lock.conflicting_frames == 0;
     ensure!(locks.iter().all(sane), "a lock is not as it must be: {locks:?}");
-    no_violation(&report)
+    no_violation(&report)?;
+    Ok(report)
 }
 
 /// What the guest says after a stress test.

@@ -8,6 +8,7 @@ mod demo;
 mod e2e;
 mod ending;
 mod guest_image;
+mod iso;
 mod judge;
 mod packages;
 mod probes;

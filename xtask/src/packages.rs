@@ -36,7 +36,18 @@ pub struct Kernel {
     pub image: PathBuf,
 }
 
-const TOOLS: [&str; 4] = ["qemu-system-x86", "gcc", "libc6-dev", "make"];
+const TOOLS: [&str; 10] = [
+    "qemu-system-x86",
+    "gcc",
+    "libc6-dev",
+    "make",
+    "grub-common",
+    "grub-pc-bin",
+    "grub-efi-amd64-bin",
+    "xorriso",
+    "mtools",
+    "ovmf",
+];
 
 /// Installs the tools and fetches kernels of the given flavours.
 ///

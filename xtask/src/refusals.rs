@@ -51,6 +51,7 @@ pub fn cases() -> Vec<Case> {
             says("manifest", with_manifest(name, place, &bytes)?)
         }),
         Case { on: &[On::Qemu], ..case("refuse-usage", refuse_usage) },
+        Case { on: &[On::Qemu], ..case("refuse-iso-usage", refuse_iso_usage) },
     ]
 }
 
@@ -112,6 +113,43 @@ fn refuse_usage(name: &str, place: &Place<'_>) -> anyhow::Result<()> {
     let mut run = Command::new(&built.ravelin);
     run.args(["run", "--kernel"]).arg(kernel).arg("--initrd").arg(initrd).env("PATH", "/nowhere");
     refuses(&mut run, "qemu-system-x86")
+}
+
+/// What `ravelin iso` refuses; no image is left behind.
+fn refuse_iso_usage(name: &str, place: &Place<'_>) -> anyhow::Result<()> {
+    let built = place.built;
+    let logs = guest_folder("logs")?;
+    let (text, foreign) = (logs.join(format!("{name}.txt")), logs.join(format!("{name}.manifest")));
+    std::fs::write(&text, b"This is no kernel, manifest or policy.")?;
+    std::fs::write(&foreign, manifest(built, Generic)?)?;
+    let guest = built.guest(Cloud)?;
+    let (kernel, initrd) = (guest.kernel.image.as_path(), guest.initrd.as_path());
+    let nowhere = Path::new("/nowhere");
+    let disc = logs.join(format!("{name}.iso"));
+    let long = "x".repeat(2048);
+    let long = Path::new(&long);
+    for (kernel, initrd, option, value, words) in [
+        (nowhere, initrd, "--append", text.as_path(), "/nowhere"),
+        (kernel, nowhere, "--append", &text, "/nowhere"),
+        (&text, initrd, "--append", &text, "not a bzImage"),
+        (kernel, initrd, "--append", long, "2047"),
+        (kernel, initrd, "--policy", &text, "policy"),
+        (kernel, initrd, "--manifest", &text, "manifest"),
+        (kernel, initrd, "--manifest", &foreign, "does not belong"),
+        (kernel, initrd, "--hypervisor", nowhere, "/nowhere"),
+        (kernel, initrd, "--output", nowhere.join("disc").as_path(), "/nowhere/disc"),
+    ] {
+        let mut iso = Command::new(&built.ravelin);
+        iso.arg("iso").arg("--kernel").arg(kernel).arg("--initrd").arg(initrd);
+        if option != "--output" {
+            iso.arg("--output").arg(&disc);
+        }
+        refuses(iso.arg(option).arg(value), words)?;
+        ensure!(!disc.exists(), "{} was written", disc.display());
+    }
+    let mut iso = Command::new(&built.ravelin);
+    iso.arg("iso").arg("--kernel").arg(kernel).arg("--initrd").arg(initrd);
+    refuses(iso.arg("--output").arg(&disc).env("PATH", "/nowhere"), "grub-common")
 }
 
 fn refuses(command: &mut Command, words: &str) -> anyhow::Result<()> {

@@ -1,23 +1,24 @@
 //! ACPI, as far as the hypervisor needs it: which CPUs there are, and a copy of the tables that
 //! tells the guest to start them through a mailbox, not by INIT and SIPI (ACPI 6.5, 5.2.12.19).
 //!
-//! The firmware's tables stay as they are; the guest is pointed to edited copies of RSDP, RSDT and
-//! MADT in memory that its map shows as reserved. All of it is read through windows.
+//! The firmware's tables stay as they are; the guest is pointed to edited copies of RSDP, RSDT or
+//! XSDT, and MADT in memory that its map shows as reserved. All of it is read through windows.
 
 use super::layout::LOW_RESERVED;
 use crate::memory::physical::{Physical, Unreachable};
 use abi::MAX_CPUS;
 use addr::{Gpa, Hpa};
 use arrayvec::ArrayVec;
+use boot_info::RSDP_BYTES;
 
 const RSDP: Hpa = Hpa::new(LOW_RESERVED.start);
-const RSDT: Hpa = Hpa::new(LOW_RESERVED.start + 0x100);
+const ROOT: Hpa = Hpa::new(LOW_RESERVED.start + 0x100);
 const MADT: Hpa = Hpa::new(LOW_RESERVED.start + 0x1000);
 /// The mailbox page.
 pub const MAILBOX: Gpa = Gpa::new(LOW_RESERVED.start + 0x3000);
 
 const HEADER_BYTES: usize = 36;
-const RSDT_LIMIT: usize = 0xf00;
+const ROOT_LIMIT: usize = 0xf00;
 const MADT_LIMIT: usize = 0x1ff0;
 /// Where the MADT's entries begin.
 const MADT_ENTRIES: usize = 44;
@@ -33,7 +34,7 @@ pub struct Machine {
 }
 
 const NO_RSDP: &str =
-    "no ACPI root pointer between 0xe0000 and 0xfffff; UEFI boot is not supported yet";
+    "no ACPI root pointer, neither from the boot loader nor between 0xe0000 and 0xfffff";
 const NO_MADT: &str = "no ACPI table lists the CPUs (MADT)";
 const BROKEN: &str = "an ACPI table is damaged or unreasonably long";
 
@@ -43,15 +44,71 @@ impl From<Unreachable> for &'static str {
     }
 }
 
-/// Reads the tables and writes the guest's copies.
+/// As it is written in a root pointer of revision 2.
+const RSDP_LENGTH: [u8; 4] = [36, 0, 0, 0];
+/// The root pointer (ACPI 6.5, 5.2.5.3).
+type Rsdp = [u8; RSDP_BYTES];
+
+/// The table that lists all others: XSDT or RSDT.
+#[derive(Clone, Copy)]
+struct Root {
+    address: Hpa,
+    /// Bytes per pointer: 8 in an XSDT, 4 in an RSDT.
+    pointer: usize,
+}
+
+impl Root {
+    /// The table that `rsdp` names: the XSDT if it knows one.
+    fn of(rsdp: &Rsdp) -> Self {
+        let [.., r0, r1, r2, r3, _, _, _, _, x0, x1, x2, x3, x4, x5, x6, x7, _, _, _, _] = *rsdp;
+        let xsdt = u64::from_le_bytes([x0, x1, x2, x3, x4, x5, x6, x7]);
+        if is_new(rsdp) && xsdt != 0 {
+            Self { address: Hpa::new(xsdt), pointer: 8 }
+        } else {
+            let rsdt = u32::from_le_bytes([r0, r1, r2, r3]);
+            Self { address: Hpa::new(u64::from(rsdt)), pointer: 4 }
+        }
+    }
+
+    /// A root pointer that names only this table, at `address`.
+    fn pointer_to(self, address: u64, old: &Rsdp) -> Result<Rsdp, &'static str> {
+        let mut rsdp = [0; RSDP_BYTES];
+        // Signature and OEM id; the checksum is for later.
+        rsdp[..15].copy_from_slice(&old[..15]);
+        rsdp[8] = 0;
+        if self.pointer == 8 {
+            rsdp[15] = 2;
+            rsdp[20..24].copy_from_slice(&RSDP_LENGTH);
+            rsdp[24..32].copy_from_slice(&address.to_le_bytes());
+        } else {
+            let address = u32::try_from(address).map_err(|_| BROKEN)?;
+            rsdp[16..20].copy_from_slice(&address.to_le_bytes());
+        }
+        rsdp[8] = checksum(&rsdp[..20]);
+        rsdp[32] = checksum(&rsdp);
+        Ok(rsdp)
+    }
+}
+
+/// Whether the pointer has the fields of revision 2 and is whole.
+fn is_new(rsdp: &Rsdp) -> bool {
+    rsdp[15] >= 2 && checksum(rsdp) == 0
+}
+
+/// Reads the tables and writes the guest's copies. `given` is the root pointer if the boot loader
+/// gave it.
 ///
 /// # Errors
 /// A sentence for the person who started the machine.
-pub fn read_and_edit(memory: Physical<'_>) -> Result<Machine, &'static str> {
-    let (mut root, old_rsdt) = find_rsdp(memory)?;
-    let mut buffer = [0; RSDT_LIMIT];
-    let rsdt = read_table(memory, old_rsdt, &mut buffer)?;
-    let (position, madt_address) = find_madt(memory, rsdt)?;
+pub fn read_and_edit(memory: Physical<'_>, given: Option<Rsdp>) -> Result<Machine, &'static str> {
+    let rsdp = match given {
+        Some(rsdp) => rsdp,
+        None => find_rsdp(memory)?,
+    };
+    let root = Root::of(&rsdp);
+    let mut buffer = [0; ROOT_LIMIT];
+    let list = read_table(memory, root.address, &mut buffer)?;
+    let (position, madt_address) = find_madt(memory, list, root.pointer)?;
     let mut madt_buffer = [0; MADT_LIMIT + WAKEUP.len() * 2];
     let length = read_table(memory, madt_address, &mut madt_buffer)?.len();
     let apic_ids = cpus(madt_buffer.get(..length).ok_or(BROKEN)?)?;
@@ -65,18 +122,13 @@ pub fn read_and_edit(memory: Physical<'_>) -> Result<Machine, &'static str> {
     seal(madt)?;
     memory.write(MADT, madt)?;
 
-    // The RSDT that points to it.
-    let address = u32::try_from(MADT.raw()).map_err(|_| BROKEN)?.to_le_bytes();
-    rsdt.get_mut(position..position + 4).ok_or(BROKEN)?.copy_from_slice(&address);
-    seal(rsdt)?;
-    memory.write(RSDT, rsdt)?;
-
-    // A revision 0 root pointer that knows no XSDT.
-    root[15] = 0;
-    root[16..20].copy_from_slice(&u32::try_from(RSDT.raw()).map_err(|_| BROKEN)?.to_le_bytes());
-    root[8] = 0;
-    root[8] = checksum(&root);
-    memory.write(RSDP, &root)?;
+    // The list that points to it.
+    let address = MADT.raw().to_le_bytes();
+    let slot = list.get_mut(position..position + root.pointer).ok_or(BROKEN)?;
+    slot.copy_from_slice(address.get(..root.pointer).ok_or(BROKEN)?);
+    seal(list)?;
+    memory.write(ROOT, list)?;
+    memory.write(RSDP, &root.pointer_to(ROOT.raw(), &rsdp)?)?;
     memory.clear(Hpa::new(MAILBOX.raw()), 4096)?;
     Ok(Machine { apic_ids, guest_rsdp: Gpa::new(RSDP.raw()) })
 }
@@ -96,18 +148,23 @@ fn seal(table: &mut [u8]) -> Result<(), &'static str> {
     Ok(())
 }
 
-fn find_rsdp(memory: Physical<'_>) -> Result<([u8; 20], Hpa), &'static str> {
+fn find_rsdp(memory: Physical<'_>) -> Result<Rsdp, &'static str> {
+    const OLD_BYTES: usize = 20;
     // A page and the rest of a pointer that begins in its last 16 bytes.
-    let mut buffer = [0; 4096 + 16];
+    let mut buffer = [0; 4096 + RSDP_BYTES];
     for address in (0xe_0000..0x10_0000_u64).step_by(4096) {
         let length = buffer.len().min(addr::length(0x10_0000 - address));
-        let page = buffer.get_mut(..length).ok_or(BROKEN)?;
+        let (page, rest) = buffer.split_at_mut(length);
         memory.read(Hpa::new(address), page)?;
-        for bytes in page.windows(20).step_by(16) {
-            let Ok(root) = <[u8; 20]>::try_from(bytes) else { continue };
-            if root.starts_with(b"RSD PTR ") && checksum(&root) == 0 {
-                let rsdt = u32::from_le_bytes([root[16], root[17], root[18], root[19]]);
-                return Ok((root, Hpa::new(u64::from(rsdt))));
+        rest.fill(0);
+        for bytes in buffer.windows(RSDP_BYTES).step_by(16) {
+            let Ok(mut rsdp) = Rsdp::try_from(bytes) else { continue };
+            let (old, new) = rsdp.split_at_mut(OLD_BYTES);
+            if old.starts_with(b"RSD PTR ") && checksum(old) == 0 {
+                if old[15] < 2 {
+                    new.fill(0);
+                }
+                return Ok(rsdp);
             }
         }
     }
@@ -126,15 +183,21 @@ fn read_table<'b>(
     if checksum(table) == 0 { Ok(table) } else { Err(BROKEN) }
 }
 
-/// Position of the MADT's pointer in the RSDT, and where it points.
-fn find_madt(memory: Physical<'_>, rsdt: &[u8]) -> Result<(usize, Hpa), &'static str> {
-    let pointers = rsdt.get(HEADER_BYTES..).ok_or(BROKEN)?;
-    for (index, pointer) in pointers.chunks_exact(4).enumerate() {
-        let address = pointer.try_into().map(u32::from_le_bytes).map_err(|_| BROKEN)?;
+/// Position of the MADT's pointer in the list of tables, and where it points.
+fn find_madt(
+    memory: Physical<'_>,
+    list: &[u8],
+    pointer: usize,
+) -> Result<(usize, Hpa), &'static str> {
+    let pointers = list.get(HEADER_BYTES..).ok_or(BROKEN)?;
+    for (index, bytes) in pointers.chunks_exact(pointer).enumerate() {
+        let mut address = [0; 8];
+        address.get_mut(..pointer).ok_or(BROKEN)?.copy_from_slice(bytes);
+        let address = Hpa::new(u64::from_le_bytes(address));
         let mut signature = [0; 4];
-        memory.read(Hpa::new(u64::from(address)), &mut signature)?;
+        memory.read(address, &mut signature)?;
         if &signature == b"APIC" {
-            return Ok((HEADER_BYTES + index * 4, Hpa::new(u64::from(address))));
+            return Ok((HEADER_BYTES + index * pointer, address));
         }
     }
     Err(NO_MADT)

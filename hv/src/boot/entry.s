@@ -1,4 +1,4 @@
-# Entry from the boot loader (Multiboot 1, address form) and the way to 64-bit Rust.
+# Entry from the boot loader (Multiboot 1, address form, or Multiboot 2) and the way to 64-bit Rust.
 #
 # State at entry32: 32-bit protected mode, paging off, EAX = magic, EBX = boot information.
 
@@ -13,6 +13,20 @@ multiboot_header:
     .long data_end
     .long bss_end
     .long entry32
+
+# The loader takes addresses and the entry from the ELF headers. It is not asked to leave the
+# firmware's boot services running, so on UEFI machines they have ended at the entry.
+.balign 8
+multiboot2_header:
+    .long 0xe85250d6
+    .long 0                             # 32-bit protected mode
+    .long multiboot2_header_end - multiboot2_header
+    .long -(0xe85250d6 + (multiboot2_header_end - multiboot2_header))
+    .word 6, 0                          # modules are to be page-aligned
+    .long 8
+    .word 0, 0                          # end of tags
+    .long 8
+multiboot2_header_end:
 
 .section .text.entry, "ax"
 .code32

@@ -1,9 +1,12 @@
 //! Who gets which memory: the hypervisor's pool, and the memory map that the guest sees.
 
-use super::multiboot::{BootInfo, Region};
+use super::{linux, smp};
 use crate::memory::space;
 use addr::{FRAMES_PER_2M, FrameRange, HostPhysical, Hpa, PAGE_SIZE};
 use arrayvec::ArrayVec;
+use boot_info::place::Memory;
+use boot_info::{BootInfo, Region};
+use core::ops::Range;
 
 /// The guest's memory map.
 pub type GuestMap = ArrayVec<Region, 96>;
@@ -14,10 +17,32 @@ const FOUR_GIB: u64 = 1 << 32;
 const RESERVED: u32 = 2;
 
 /// Low memory that stays the guest's but reserved: edited ACPI tables, mailbox, first page tables.
-pub const LOW_RESERVED: core::ops::Range<u64> = 0x6_0000..0x6_8000;
+pub const LOW_RESERVED: Range<u64> = 0x6_0000..0x6_8000;
 
-/// Chooses the pool: at the top of RAM below 4 GiB, in whole 2 MiB blocks, so that the guest's
-/// large leaves around it stay large.
+/// What is written to in low memory, besides [`LOW_RESERVED`] only until the guest runs.
+pub const LOW_PLACES: [Range<u64>; 3] = [smp::TRAMPOLINE_RANGE, linux::START_RANGE, LOW_RESERVED];
+
+/// Whether the low memory that is needed is there.
+///
+/// # Errors
+/// It is not, or the firmware keeps it.
+pub fn check_low_memory(info: &BootInfo) -> Result<(), &'static str> {
+    let memory = Memory { regions: &info.regions, taken: &[] };
+    if LOW_PLACES.iter().all(|place| memory.is_ram(place)) {
+        Ok(())
+    } else {
+        Err("the firmware keeps low memory that Ravelin needs: 0x8000-0x8fff, 0x10000-0x11fff \
+             or 0x60000-0x67fff is not RAM in its memory map")
+    }
+}
+
+/// Where the boot modules are.
+pub fn module_ranges(info: &BootInfo) -> ArrayVec<Range<u64>, 8> {
+    info.modules.iter().map(boot_info::Module::range).collect()
+}
+
+/// Chooses the pool: as high below 4 GiB as the boot modules leave room, in whole 2 MiB blocks, so
+/// that the guest's large leaves around it stay large.
 ///
 /// It is large enough for everything that can be asked of it: two second-stage tables split down
 /// to 4 KiB everywhere (8 KiB per 2 MiB of RAM), two bytes of state per frame, and 16 MiB for the
@@ -29,23 +54,17 @@ pub fn choose_pool(info: &BootInfo) -> Result<FrameRange<HostPhysical>, &'static
     const TOO_SMALL: &str = "too little memory: Ravelin needs 16 MiB and 0.5 % of the machine's RAM in one piece below 4 GiB, clear of the boot modules";
     let ram: u64 = info.regions.iter().filter(|r| r.is_ram()).map(|r| r.length).sum();
     let wanted = (16 * MIB + ram / 2048 + ram / 256).next_multiple_of(2 * MIB);
-    let modules_end =
-        info.modules.iter().map(|module| module.start.raw() + module.length).max().unwrap_or(0);
-    let floor = modules_end.max(space::image().end.start().raw()).next_multiple_of(2 * MIB);
-    let top = info
-        .regions
-        .iter()
-        .filter(|region| region.is_ram() && region.start < FOUR_GIB)
-        .map(|region| (region.start, region.end().min(FOUR_GIB) & !(2 * MIB - 1)))
-        .max_by_key(|(_, end)| *end)
-        .ok_or(TOO_SMALL)?;
-    let start = top.1.checked_sub(wanted).ok_or(TOO_SMALL)?;
-    if start < top.0.max(floor) {
-        return Err(TOO_SMALL);
-    }
+    let mut taken = module_ranges(info);
+    taken.push(bytes(space::image()));
+    let memory = Memory { regions: &info.regions, taken: &taken };
+    let start = memory.highest(FOUR_GIB, wanted, 2 * MIB).ok_or(TOO_SMALL)?;
     let pool = FrameRange::with_count(Hpa::new(start).frame(), wanted / PAGE_SIZE);
     debug_assert!(pool.start.is_aligned(FRAMES_PER_2M));
     Ok(pool)
+}
+
+fn bytes(frames: FrameRange<HostPhysical>) -> Range<u64> {
+    frames.start.start().raw()..frames.end.start().raw()
 }
 
 /// The machine's memory map with the hypervisor's regions turned from RAM to reserved.
@@ -57,12 +76,7 @@ pub fn guest_map(
     pool: FrameRange<HostPhysical>,
 ) -> Result<GuestMap, &'static str> {
     let mut map: GuestMap = info.regions.iter().copied().collect();
-    let image = space::image();
-    for own in [
-        LOW_RESERVED,
-        image.start.start().raw()..image.end.start().raw(),
-        pool.start.start().raw()..pool.end.start().raw(),
-    ] {
+    for own in [LOW_RESERVED, bytes(space::image()), bytes(pool)] {
         let mut next = GuestMap::new();
         for region in map {
             carve(&mut next, region, &own).map_err(|_| "the memory map has too many entries")?;
@@ -76,7 +90,7 @@ pub fn guest_map(
 fn carve(
     map: &mut GuestMap,
     region: Region,
-    own: &core::ops::Range<u64>,
+    own: &Range<u64>,
 ) -> Result<(), arrayvec::CapacityError<Region>> {
     let (start, end) = (region.start.max(own.start), region.end().min(own.end));
     if start >= end || !region.is_ram() {

@@ -2,10 +2,12 @@
 //! command line and first page tables in guest memory, through windows.
 
 use super::acpi::Machine;
-use super::layout::{GuestMap, LOW_RESERVED};
-use super::multiboot::{BootInfo, Module, Role};
+use super::layout::{GuestMap, LOW_PLACES, LOW_RESERVED, module_ranges};
 use crate::memory::physical::Physical;
-use addr::{Gpa, Hpa};
+use addr::{Gpa, Hpa, PAGE_SIZE};
+use boot_info::place::{Memory, overlap};
+use boot_info::{BootInfo, Module, Role};
+use core::ops::Range;
 
 /// First page tables of the guest, an identity map of 512 GiB in 1 GiB leaves.
 pub const GUEST_TABLES: Gpa = Gpa::new(LOW_RESERVED.start + 0x4000);
@@ -15,6 +17,8 @@ pub const GUEST_GDT: Gpa = Gpa::new(LOW_RESERVED.start + 0x6000);
 pub const GUEST_STACK: Gpa = Gpa::new(LOW_RESERVED.start + 0x7ff0);
 const ZERO_PAGE: Hpa = Hpa::new(0x1_0000);
 const COMMAND_LINE: Hpa = Hpa::new(0x1_1000);
+/// Where both of them are.
+pub const START_RANGE: Range<u64> = ZERO_PAGE.raw()..COMMAND_LINE.raw() + PAGE_SIZE;
 const MIB: u64 = 1 << 20;
 
 /// Offsets in the setup header and the zero page.
@@ -110,23 +114,33 @@ pub fn load(
 
 /// The lowest 2 MiB multiple from 16 MiB on with `length` bytes of RAM free of modules.
 fn choose_place(info: &BootInfo, map: &GuestMap, length: u64) -> Option<Hpa> {
-    let mut start = 16 * MIB;
-    // Each round moves past one module or one region, so there are few.
-    for _ in 0..map.len() + info.modules.len() + 1 {
-        let end = start.checked_add(length)?;
-        let module =
-            info.modules.iter().find(|m| m.start.raw() < end && start < m.start.raw() + m.length);
-        if let Some(module) = module {
-            start = (module.start.raw() + module.length).next_multiple_of(2 * MIB);
-        } else if map.iter().any(|r| r.is_ram() && r.start <= start && end <= r.end()) {
-            return Some(Hpa::new(start));
-        } else {
-            let next =
-                map.iter().filter(|r| r.is_ram() && r.start > start).map(|r| r.start).min()?;
-            start = next.next_multiple_of(2 * MIB);
+    let taken = module_ranges(info);
+    let memory = Memory { regions: map, taken: &taken };
+    memory.lowest(16 * MIB, length, 2 * MIB).map(Hpa::new)
+}
+
+/// Moves boot modules away from low memory that will be written to.
+///
+/// # Errors
+/// There is no other place.
+pub fn clear_low_places(
+    memory: Physical<'_>,
+    info: &mut BootInfo,
+    map: &GuestMap,
+) -> Result<(), &'static str> {
+    for index in 0..info.modules.len() {
+        let Some(module) = info.modules.get(index).copied() else { break };
+        if !LOW_PLACES.iter().any(|place| overlap(place, &module.range())) {
+            continue;
+        }
+        let target = choose_place(info, map, module.length)
+            .ok_or("too little memory for the boot modules")?;
+        memory.copy(module.start, target, module.length)?;
+        if let Some(module) = info.modules.get_mut(index) {
+            module.start = target;
         }
     }
-    None
+    Ok(())
 }
 
 fn write_zero_page(

@@ -25,10 +25,10 @@ use abi::manifest::{Manifest, ManifestError};
 use abi::policy::{Policy, SupervisorExec};
 use addr::{FrameRange, Gfn, Gpa, GuestPhysical, Hfn, HostPhysical, Hpa, PAGE_SIZE};
 use arrayvec::ArrayVec;
+use boot_info::{BootInfo, Module, Role};
 use core::arch::global_asm;
 use frames::{Audit, Finding};
 use linux::Start;
-use multiboot::{BootInfo, Module, Role};
 use paging::{PageTable, X86_64};
 use spin::Once;
 
@@ -61,7 +61,8 @@ fn boot(magic: u32, information: u64) -> Result<core::convert::Infallible, Reaso
     if !apic::is_usable() {
         return Err("the local APIC is off, moved or in x2APIC mode; xAPIC mode is needed");
     }
-    let info = multiboot::read(magic, information)?;
+    let mut info = multiboot::read(magic, information)?;
+    layout::check_low_memory(&info)?;
     let pool = layout::choose_pool(&info)?;
     let mut boot_tables = BootTables::new(pool);
     let table = space::build(&mut boot_tables, pool).map_err(|_| NO_POOL)?;
@@ -72,11 +73,12 @@ fn boot(magic: u32, information: u64) -> Result<core::convert::Infallible, Reaso
     // From here on guest RAM is reached through windows only.
     let windows = Windows::new(&own);
     let memory = Physical::new(&windows);
+    let map = layout::guest_map(&info, pool)?;
+    linux::clear_low_places(memory, &mut info, &map)?;
     let kernel = info.module(Role::Kernel).ok_or("there is no kernel among the boot modules")?;
     let policy = read_policy(memory, &info)?;
     let manifest = read_manifest(memory, &info, kernel)?;
-    let map = layout::guest_map(&info, pool)?;
-    let machine = acpi::read_and_edit(memory)?;
+    let machine = acpi::read_and_edit(memory, info.rsdp)?;
     let vm = make_vm(policy, manifest, &map, pool)?;
     audit(&table, vm, pool)?;
     let maps = Maps::new().ok_or(NO_POOL)?;

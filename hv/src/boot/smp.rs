@@ -2,11 +2,14 @@
 
 use crate::cpu::{self, apic, instructions, stack};
 use crate::memory::physical::Physical;
-use addr::Hpa;
+use addr::{Hpa, PAGE_SIZE};
+use core::ops::Range;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 const TRAMPOLINE: Hpa = Hpa::new(0x8000);
 const TRAMPOLINE_PAGE: u8 = 8;
+/// The page that is written to while CPUs are started.
+pub const TRAMPOLINE_RANGE: Range<u64> = TRAMPOLINE.raw()..TRAMPOLINE.raw() + PAGE_SIZE;
 
 unsafe extern "C" {
     static trampoline_start: u8;

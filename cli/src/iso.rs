@@ -1,0 +1,60 @@
+//! `ravelin iso`: a disc image that starts a kernel under Ravelin on machines with BIOS or UEFI.
+//!
+//! Everything that can be wrong is found before the image is made, and it is either whole or not
+//! there.
+
+use crate::args::Iso;
+use abi::policy::Policy;
+use anyhow::{Context, ensure};
+use linux_image::Summary;
+use ravelin::{cache, check, grub, machine, policy};
+use std::process::ExitCode;
+use zerocopy::IntoBytes;
+
+/// Writes the image.
+///
+/// # Errors
+/// Bad input, or something is not installed; nothing was written.
+pub fn iso(args: &Iso) -> anyhow::Result<ExitCode> {
+    grub::check()?;
+    grub::check_uefi()?;
+    let kernel = check::read("kernel", &args.kernel)?;
+    check::bzimage(&args.kernel, &kernel)?;
+    check::read("initrd", &args.initrd)?;
+    let policy = args.policy.as_deref().map_or_else(|| Ok(Policy::default()), policy::load)?;
+    let hypervisor = check::hypervisor(args.hypervisor.as_deref())?;
+    let manifest = machine::manifest(&args.kernel, &kernel, args.manifest.as_deref())?;
+
+    let work = tempfile::Builder::new().prefix("ravelin-iso-").tempdir()?;
+    let file = |name: &str, bytes: &[u8]| {
+        let path = work.path().join(name);
+        std::fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
+        anyhow::Ok(path)
+    };
+    let modules = [
+        ("kernel", args.kernel.clone()),
+        ("initrd", args.initrd.clone()),
+        ("manifest", file("manifest", &resident(&kernel, &manifest)?)?),
+        ("policy", file("policy", policy.to_record().as_bytes())?),
+    ];
+    let disc = work.path().join("disc.iso");
+    grub::hypervisor(&hypervisor, &modules, &machine::with_console(&args.append), &disc)?;
+    cache::write_atomically(&args.output, &std::fs::read(&disc)?)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The manifest as it goes onto the disc: without symbols, which the hypervisor has no use for.
+///
+/// # Errors
+/// It is no manifest, or not this kernel's.
+fn resident(kernel: &[u8], manifest: &[u8]) -> anyhow::Result<Vec<u8>> {
+    const ANEW: &str = "make one with `ravelin prepare`, or leave out --manifest";
+    let summary = Summary::from_manifest(manifest)
+        .with_context(|| format!("the manifest cannot be used; {ANEW}"))?;
+    let own = (kernel.len() as u64, abi::digest(kernel));
+    ensure!(
+        (summary.kernel_length, summary.kernel_digest) == own,
+        "the manifest does not belong to this kernel; {ANEW}"
+    );
+    Ok(linux_image::without_symbols(manifest)?)
+}
