@@ -106,7 +106,7 @@ pub struct Run {
 pub enum Emulator {
     /// An AMD CPU with SVM
     Qemu,
-    /// An Intel CPU with VMX; every run is the same, and the guest's console takes no input
+    /// An Intel CPU with VMX; with one CPU every run is the same; the console takes no input
     Bochs,
 }
 

@@ -1,7 +1,8 @@
 //! Bochs for a machine: its configuration, and what its log tells.
 //!
-//! The configuration makes every run the same, instruction by instruction: no clock, no random
-//! numbers and no input of this host reach the guest. Bochs ends with exit code 1 whatever
+//! The configuration makes every run with one CPU the same, instruction by instruction: no clock,
+//! no random numbers and no input of this host reach the guest. (How two CPUs take turns differs
+//! from run to run in Bochs 3.0.) Bochs ends with exit code 1 whatever
 //! happened, so how a run ended is read from its log.
 
 use crate::grub;

@@ -68,7 +68,7 @@ pub struct Machine {
 pub enum Emulator {
     /// QEMU, as it is installed: an AMD CPU with SVM.
     Qemu,
-    /// Bochs: an Intel CPU with VMX, the same run every time.
+    /// Bochs: an Intel CPU with VMX. With one CPU every run is the same.
     Bochs {
         /// The program, version 3.0 or later; see [`check::bochs`].
         program: PathBuf,

@@ -17,7 +17,7 @@ use std::path::PathBuf;
 pub enum On {
     /// QEMU: an AMD CPU with SVM
     Qemu,
-    /// Bochs: an Intel CPU with VMX; every run is the same
+    /// Bochs: an Intel CPU with VMX; with one CPU every run is the same
     Bochs,
 }
 
