@@ -76,10 +76,16 @@ pub struct Run {
     /// Hypervisor image [default: $RAVELIN_HYPERVISOR, or ravelin-hv beside this program]
     #[arg(long, value_name = "FILE", conflicts_with = "bare")]
     pub hypervisor: Option<PathBuf>,
+    /// What emulates the machine
+    #[arg(long, value_enum, default_value = "qemu")]
+    pub emulator: Emulator,
+    /// Bochs program, 3.0 or later [default: $RAVELIN_BOCHS, or what `cargo xtask bochs` built]
+    #[arg(long, value_name = "FILE")]
+    pub bochs: Option<PathBuf>,
     /// How instructions are executed
     #[arg(long, value_enum, default_value = "tcg")]
     pub accel: Accel,
-    /// CPU model, in QEMU's words
+    /// CPU model, in the emulator's words
     #[arg(long, value_name = "MODEL")]
     pub cpu: Option<String>,
     /// End when the guest reboots
@@ -91,9 +97,17 @@ pub struct Run {
     /// Boot the kernel without Ravelin, to compare
     #[arg(long)]
     pub bare: bool,
-    /// Further arguments for QEMU, such as `-- -drive file=disk.img,format=raw`
+    /// Further arguments for the emulator, such as `-- -drive file=disk.img,format=raw` for QEMU
     #[arg(last = true)]
     pub extra: Vec<String>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Emulator {
+    /// An AMD CPU with SVM
+    Qemu,
+    /// An Intel CPU with VMX; with one CPU every run is the same; the console takes no input
+    Bochs,
 }
 
 #[derive(Clone, Copy, ValueEnum)]

@@ -95,6 +95,31 @@ pub fn hypervisor(given: Option<&Path>) -> anyhow::Result<PathBuf> {
     Ok(beside)
 }
 
+/// The Bochs program: `given`, or `RAVELIN_BOCHS`, or the one that `cargo xtask bochs` builds in
+/// the folder that this program was built in.
+///
+/// # Errors
+/// None of them is a file.
+pub fn bochs(given: Option<&Path>) -> anyhow::Result<PathBuf> {
+    let named = given.map(Path::to_owned);
+    let named = named.or_else(|| std::env::var_os("RAVELIN_BOCHS").map(PathBuf::from));
+    let path = match named {
+        Some(path) => path,
+        None => {
+            let own = std::env::current_exe()?;
+            let target = own.parent().and_then(Path::parent).unwrap_or(Path::new("."));
+            target.join("guest/bochs/bochs")
+        }
+    };
+    ensure!(
+        path.is_file(),
+        "there is no Bochs at {}; build one with `cargo xtask bochs`, or name one of version 3.0 \
+         or later with --bochs",
+        path.display()
+    );
+    Ok(path)
+}
+
 /// Whether this machine can run virtual machines, and virtual machines inside them if `nested`.
 ///
 /// # Errors

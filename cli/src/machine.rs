@@ -1,27 +1,32 @@
 //! One emulated machine, from its first instruction to its end.
 //!
-//! The emulator runs as a child; threads read its console, its error output, its control socket
-//! and the event channel, and pass everything to the thread that called [`Machine::run`], which
-//! alone calls back. When `run` returns, the child is gone and so are the threads' inputs.
+//! The emulator runs as a child; threads read its console, its messages and the event channel,
+//! and pass everything to the thread that called [`Machine::run`], which alone calls back. When
+//! `run` returns, the child is gone and so are the threads' inputs. How an emulator is told what to
+//! run is in a module of its own, such as `qemu`.
 
 use crate::events::{Body, Decoder, Record};
-use crate::qemu::{Scratch, command};
-use crate::qmp::{Control, Notice};
-use crate::{cache, check};
+use crate::notice::Notice;
+use crate::qmp::Control;
+use crate::scratch::Scratch;
+use crate::{bochs, cache, check, qemu};
 use abi::event::Verdict;
 use abi::policy::Policy;
 use anyhow::{Context, ensure};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
-use std::io::{BufRead, BufReader, ErrorKind, Read};
+use std::collections::VecDeque;
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::ops::ControlFlow;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
+use zerocopy::IntoBytes;
 
 /// What is to run.
 #[derive(Clone, Debug)]
@@ -40,18 +45,34 @@ pub struct Machine {
     pub memory: u64,
     /// Ravelin, or nothing.
     pub protection: Protection,
+    /// What emulates it.
+    pub emulator: Emulator,
     /// How instructions are executed.
     pub accel: Accel,
-    /// Another CPU model than the one that suits `accel`, in QEMU's words.
+    /// Another CPU model than the one that suits, in the emulator's words: `EPYC-v4,-svm` for
+    /// QEMU, `corei7_skylake_x,-vmx` for Bochs.
     pub cpu: Option<String>,
     /// One instruction per nanosecond of guest time, so that counts repeat exactly. One CPU only.
+    /// Bochs always counts: its time-stamp counter advances by one with every instruction.
     pub icount: bool,
     /// A reset by the guest ends the run.
     pub no_reboot: bool,
     /// The run is ended after this time.
     pub timeout: Option<Duration>,
-    /// Further arguments for QEMU.
+    /// Further arguments for the emulator.
     pub extra: Vec<String>,
+}
+
+/// What emulates the machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Emulator {
+    /// QEMU, as it is installed: an AMD CPU with SVM.
+    Qemu,
+    /// Bochs: an Intel CPU with VMX. With one CPU every run is the same.
+    Bochs {
+        /// The program, version 3.0 or later; see [`check::bochs`].
+        program: PathBuf,
+    },
 }
 
 /// Who loads the kernel.
@@ -130,7 +151,7 @@ pub struct Outcome {
 
 enum Message {
     Line(String),
-    Complaint(String),
+    Output(Vec<u8>),
     Events(Vec<u8>),
     Notice(Notice),
     Closed(Input),
@@ -146,6 +167,8 @@ enum Input {
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How long a signal may go unnoticed.
 const TICK: Duration = Duration::from_millis(100);
+/// Lines that a message of failure quotes at most.
+const MOST_COMPLAINTS: usize = 20;
 
 impl Machine {
     /// Checks the inputs and gives the manifest that [`Machine::run`] takes (empty when bare).
@@ -153,7 +176,7 @@ impl Machine {
     /// # Errors
     /// An input is missing or is not what it should be, or this host lacks something.
     pub fn prepare(&self) -> anyhow::Result<Vec<u8>> {
-        check::program(PROGRAM, PACKAGE)?;
+        self.program()?;
         let kernel = check::read("kernel", &self.kernel)?;
         check::bzimage(&self.kernel, &kernel)?;
         check::read("initrd", &self.initrd)?;
@@ -180,23 +203,20 @@ impl Machine {
         on_event: &'a mut dyn FnMut(&Record),
     ) -> anyhow::Result<Outcome> {
         let interrupted = interrupted()?;
-        let program = check::program(PROGRAM, PACKAGE)?;
+        let program = self.program()?;
         let scratch = Scratch::new()?;
-        let mut qemu = command(&program, self, manifest, &scratch)?;
-        let control = UnixListener::bind(scratch.path("qmp"))?;
-        let events = UnixListener::bind(scratch.path("events"))?;
-        if let Console::Capture(_) = console {
-            qemu.stdin(Stdio::null()).stdout(Stdio::piped());
-        }
-        qemu.stderr(Stdio::piped());
         let started = Instant::now();
-        let child = qemu.spawn().with_context(|| format!("cannot run {}", program.display()))?;
         let (sender, messages) = channel();
-        let mut run = Run::new(child, console, on_event, sender);
-        let protected = matches!(self.protection, Protection::Ravelin { .. });
-        if let Err(error) = run.connect(&control, protected.then_some(&events)) {
-            run.end(Ended::Failed(format!("{error:#}")));
-        }
+        let mut run = match self.emulator {
+            Emulator::Qemu => {
+                let mut command = qemu::command(&program, self, manifest, &scratch)?;
+                self.start_qemu(&mut command, &scratch, console, on_event, sender)?
+            }
+            Emulator::Bochs { .. } => {
+                let mut command = bochs::command(&program, self, manifest, &scratch)?;
+                self.start_bochs(&mut command, console, on_event, sender)?
+            }
+        };
         while run.inputs > 0 {
             match messages.recv_timeout(TICK) {
                 Ok(message) => run.take(message),
@@ -213,6 +233,95 @@ impl Machine {
         run.child.wait()?;
         Ok(run.outcome(started.elapsed()))
     }
+
+    /// Finds the emulator and whatever else it takes.
+    fn program(&self) -> anyhow::Result<PathBuf> {
+        match &self.emulator {
+            Emulator::Qemu => check::program("qemu-system-x86_64", "qemu-system-x86"),
+            Emulator::Bochs { program } => bochs::check(self).map(|()| program.clone()),
+        }
+    }
+
+    /// The boot modules of the hypervisor by their roles, as files of `scratch`.
+    pub(crate) fn modules(
+        &self,
+        manifest: &[u8],
+        policy: &Policy,
+        scratch: &Scratch,
+    ) -> anyhow::Result<[(&'static str, PathBuf); 4]> {
+        // The hypervisor has no use for symbols, and loading them takes time. A file that is no
+        // manifest goes as it is: refusing it is the hypervisor's part.
+        let resident = linux_image::without_symbols(manifest);
+        let manifest = resident.as_deref().unwrap_or(manifest);
+        Ok([
+            ("kernel", scratch.link(&self.kernel, "kernel")?),
+            ("initrd", scratch.link(&self.initrd, "initrd")?),
+            ("manifest", scratch.write(manifest, "manifest")?),
+            ("policy", scratch.write(policy.to_record().as_bytes(), "policy")?),
+        ])
+    }
+
+    fn start_qemu<'a>(
+        &self,
+        command: &mut Command,
+        scratch: &Scratch,
+        console: Console<'a>,
+        on_event: &'a mut dyn FnMut(&Record),
+        sender: Sender<Message>,
+    ) -> anyhow::Result<Run<'a>> {
+        let control = UnixListener::bind(scratch.path("qmp"))?;
+        let events = UnixListener::bind(scratch.path("events"))?;
+        if let Console::Capture(_) = console {
+            command.stdin(Stdio::null()).stdout(Stdio::piped());
+        }
+        let child = spawn(command.stderr(Stdio::piped()))?;
+        let mut run = Run::new(child, console, on_event, sender);
+        if let Some(stdout) = run.child.stdout.take() {
+            run.listen(Input::Other, lines(stdout).map(Message::Line));
+        }
+        if let Some(stderr) = run.child.stderr.take() {
+            let notices = lines(stderr).filter_map(|line| qemu::complaint(&line));
+            run.listen(Input::Other, notices.map(Message::Notice));
+        }
+        let protected = matches!(self.protection, Protection::Ravelin { .. });
+        if let Err(error) = run.connect(&control, protected.then_some(&events)) {
+            run.end(Ended::Failed(format!("{error:#}")));
+        }
+        Ok(run)
+    }
+
+    /// Bochs has its input for the guest's serial port, its output for the event channel, and its
+    /// error output for its log.
+    fn start_bochs<'a>(
+        &self,
+        command: &mut Command,
+        console: Console<'a>,
+        on_event: &'a mut dyn FnMut(&Record),
+        sender: Sender<Message>,
+    ) -> anyhow::Result<Run<'a>> {
+        let (serial, serial_end) = std::io::pipe()?;
+        command.stdin(serial_end).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // A signal from the terminal is for us alone, and we end Bochs.
+        let child = spawn(command.process_group(0))?;
+        let mut run = Run::new(child, console, on_event, sender);
+        match run.console {
+            Console::Inherit => run.listen(Input::Other, pieces(serial).map(Message::Output)),
+            Console::Capture(_) => run.listen(Input::Other, lines(serial).map(Message::Line)),
+        }
+        if let Some(stdout) = run.child.stdout.take() {
+            run.listen(Input::Other, pieces(bochs::AfterBanner::of(stdout)).map(Message::Events));
+        }
+        if let Some(stderr) = run.child.stderr.take() {
+            let no_reboot = self.no_reboot;
+            let notices = lines(stderr).filter_map(move |line| bochs::notice(&line, no_reboot));
+            run.listen(Input::Control, notices.map(Message::Notice));
+        }
+        Ok(run)
+    }
+}
+
+fn spawn(command: &mut Command) -> anyhow::Result<Child> {
+    command.spawn().with_context(|| format!("cannot run {}", command.get_program().display()))
 }
 
 /// The manifest in the file `given`, or else the one of the kernel `bytes` that were read from
@@ -251,9 +360,6 @@ pub fn interrupted() -> anyhow::Result<&'static AtomicBool> {
     FLAG.get().map(Arc::as_ref).context("no signal handler")
 }
 
-const PROGRAM: &str = "qemu-system-x86_64";
-const PACKAGE: &str = "qemu-system-x86";
-
 /// A machine that runs.
 struct Run<'a> {
     child: Child,
@@ -268,19 +374,19 @@ struct Run<'a> {
     told_to_go: Option<Instant>,
     stopped: bool,
     fatal: Option<String>,
-    complaints: Vec<String>,
+    /// The latest.
+    complaints: VecDeque<String>,
     resets: u32,
 }
 
 impl<'a> Run<'a> {
     fn new(
-        mut child: Child,
+        child: Child,
         console: Console<'a>,
         on_event: &'a mut dyn FnMut(&Record),
         sender: Sender<Message>,
     ) -> Self {
-        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-        let mut run = Self {
+        Self {
             child,
             control: None,
             console,
@@ -292,16 +398,9 @@ impl<'a> Run<'a> {
             told_to_go: None,
             stopped: false,
             fatal: None,
-            complaints: Vec::new(),
+            complaints: VecDeque::new(),
             resets: 0,
-        };
-        if let Some(stdout) = stdout {
-            run.listen(Input::Other, lines(stdout).map(Message::Line));
         }
-        if let Some(stderr) = stderr {
-            run.listen(Input::Other, lines(stderr).map(Message::Complaint));
-        }
-        run
     }
 
     /// Passes on what `messages` gives, from a thread.
@@ -360,10 +459,10 @@ impl<'a> Run<'a> {
                     self.end(Ended::Enough);
                 }
             }
-            Message::Complaint(line) => {
-                if !line.contains("TCG doesn't support requested feature") {
-                    self.complaints.push(line);
-                }
+            Message::Output(bytes) => {
+                // Whoever does not want to read our output any more does not stop the machine.
+                let mut stdout = std::io::stdout();
+                let _ = stdout.write_all(&bytes).and_then(|()| stdout.flush());
             }
             Message::Events(bytes) => {
                 for record in self.decoder.push(&bytes) {
@@ -373,16 +472,23 @@ impl<'a> Run<'a> {
             }
             Message::Notice(Notice::PowerOff) => self.end(Ended::PowerOff),
             Message::Notice(Notice::Ended) => self.end(Ended::Interrupted),
+            Message::Notice(Notice::Failed(reason)) => self.end(Ended::Failed(reason)),
             Message::Notice(Notice::Reset { stopped }) => {
                 self.resets += 1;
                 if stopped {
                     self.end(Ended::Reset);
                 }
             }
+            Message::Notice(Notice::Complaint(line)) => {
+                if self.complaints.len() == MOST_COMPLAINTS {
+                    self.complaints.pop_front();
+                }
+                self.complaints.push_back(line);
+            }
             Message::Closed(input) => {
                 self.inputs -= 1;
                 if input == Input::Control {
-                    self.end(Ended::Failed("QEMU ended unexpectedly".into()));
+                    self.end(Ended::Failed("the emulator ended unexpectedly".into()));
                 }
             }
         }
@@ -403,8 +509,10 @@ impl<'a> Run<'a> {
         if self.ended.is_none() {
             self.ended = Some(ended);
             self.told_to_go = Some(Instant::now());
-            if let Some(control) = &mut self.control {
-                control.quit();
+            match &mut self.control {
+                Some(control) => control.quit(),
+                // That it is already gone is no error.
+                None => drop(self.child.kill()),
             }
         }
     }
@@ -414,7 +522,8 @@ impl<'a> Run<'a> {
             (Some(Ended::PowerOff | Ended::Reset), _) if self.stopped => Ended::Stopped,
             (Some(Ended::PowerOff | Ended::Reset), Some(text)) => Ended::Failed(text),
             (Some(Ended::Failed(text)), _) => {
-                Ended::Failed([vec![text], self.complaints].concat().join("\n"))
+                let lines: Vec<String> = std::iter::once(text).chain(self.complaints).collect();
+                Ended::Failed(lines.join("\n"))
             }
             (ended, _) => ended.unwrap_or(Ended::Interrupted),
         };

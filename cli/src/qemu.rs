@@ -5,45 +5,10 @@
 //! is its role.
 
 use crate::machine::{Accel, Boot, Machine, Protection};
-use anyhow::{Context, ensure};
-use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use crate::notice::Notice;
+use crate::scratch::Scratch;
+use std::path::Path;
 use std::process::Command;
-use zerocopy::IntoBytes;
-
-/// The folder that holds one run's sockets and boot modules; gone when this is dropped.
-pub struct Scratch(tempfile::TempDir);
-
-impl Scratch {
-    pub fn new() -> anyhow::Result<Self> {
-        let folder = tempfile::Builder::new().prefix("ravelin-").tempdir()?;
-        let name = folder.path().to_string_lossy();
-        ensure!(
-            name.len() < 80 && !name.contains([' ', ',']),
-            "cannot work in {name}: set TMPDIR to a short path without spaces and commas"
-        );
-        Ok(Self(folder))
-    }
-
-    pub fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn link(&self, target: &Path, name: &str) -> anyhow::Result<String> {
-        let target = target.canonicalize().with_context(|| target.display().to_string())?;
-        symlink(target, self.path(name))?;
-        Ok(self.module(name))
-    }
-
-    fn write(&self, bytes: &[u8], name: &str) -> anyhow::Result<String> {
-        std::fs::write(self.path(name), bytes)?;
-        Ok(self.module(name))
-    }
-
-    fn module(&self, name: &str) -> String {
-        format!("{} {name}", self.path(name).display())
-    }
-}
 
 /// What QEMU emulates unless told otherwise: a CPU with SVM and nested paging.
 const TCG_CPU: &str = "EPYC-v3,+svm,+npt,+umip";
@@ -89,20 +54,19 @@ pub fn command(
             qemu.args(["-append", &machine.append]);
         }
         (Boot::Direct, Protection::Ravelin { hypervisor, policy, .. }) => {
-            // The hypervisor has no use for symbols, and loading them takes time. A file that is no
-            // manifest goes as it is: refusing it is the hypervisor's part.
-            let resident = linux_image::without_symbols(manifest);
-            let manifest = resident.as_deref().unwrap_or(manifest);
-            let modules = [
-                scratch.link(&machine.kernel, "kernel")?,
-                scratch.link(&machine.initrd, "initrd")?,
-                scratch.write(manifest, "manifest")?,
-                scratch.write(policy.to_record().as_bytes(), "policy")?,
-            ];
+            let modules = machine.modules(manifest, policy, scratch)?;
+            let modules = modules.map(|(role, path)| format!("{} {role}", path.display()));
             qemu.arg("-kernel").arg(hypervisor).args(["-initrd", &modules.join(",")]);
             qemu.args(["-append", &format!("-- {}", machine.append)]);
         }
     }
     qemu.args(&machine.extra);
     Ok(qemu)
+}
+
+/// What a line of QEMU's error output means.
+pub fn complaint(line: &str) -> Option<Notice> {
+    // About features of the CPU model that no guest of ours needs.
+    let harmless = line.contains("TCG doesn't support requested feature");
+    (!harmless).then(|| Notice::Complaint(line.to_owned()))
 }

@@ -1,23 +1,10 @@
 //! QEMU's control socket: starting the machine, learning why it stopped, ending it.
 
+use crate::notice::Notice;
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
-
-/// What QEMU tells of its own accord.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Notice {
-    /// The guest switched the machine off.
-    PowerOff,
-    /// The guest reset the machine; it starts again, or stays stopped if told not to reboot.
-    Reset {
-        /// Whether it stays stopped.
-        stopped: bool,
-    },
-    /// Somebody else ended it: a signal, or `quit`.
-    Ended,
-}
 
 /// The sending half.
 pub struct Control(UnixStream);

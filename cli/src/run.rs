@@ -1,10 +1,10 @@
 //! `ravelin run`: one machine on this terminal.
 
-use crate::args::Run;
+use crate::args::{self, Run};
 use abi::policy::Policy;
 use anyhow::Context;
 use ravelin::events::Record;
-use ravelin::machine::{self, Boot, Console, Ended, Machine, Protection};
+use ravelin::machine::{self, Boot, Console, Emulator, Ended, Machine, Protection};
 use ravelin::report::{self, Symbols};
 use ravelin::{check, policy};
 use std::fs::File;
@@ -66,6 +66,12 @@ fn machine(args: &Run) -> anyhow::Result<Machine> {
         cpus: args.smp,
         memory: args.mem,
         protection,
+        emulator: match args.emulator {
+            args::Emulator::Qemu => Emulator::Qemu,
+            args::Emulator::Bochs => {
+                Emulator::Bochs { program: check::bochs(args.bochs.as_deref())? }
+            }
+        },
         accel: args.accel.into(),
         cpu: args.cpu.clone(),
         icount: false,

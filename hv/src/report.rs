@@ -118,14 +118,14 @@ pub fn fatal(text: fmt::Arguments<'_>) -> ! {
     power_off()
 }
 
-/// Powers the machine off through the ACPI control register where QEMU's and Bochs' machines have
-/// it.
+/// Powers the machine off: through the ACPI control register where QEMU's machines have it, and
+/// through the port that Bochs has for that.
 pub fn power_off() -> ! {
-    const PM1A_CONTROLS: [u16; 2] = [0x604, 0xb004];
+    const PM1A_CONTROL: u16 = 0x604;
     const SLEEP_ENABLE_S5: u16 = 1 << 13;
-    for register in PM1A_CONTROLS {
-        port_write_u16(register, SLEEP_ENABLE_S5);
-    }
+    const BOCHS_SHUTDOWN: u16 = 0x8900;
+    port_write_u16(PM1A_CONTROL, SLEEP_ENABLE_S5);
+    port_write_all(BOCHS_SHUTDOWN, b"Shutdown");
     halt_for_ever()
 }
 

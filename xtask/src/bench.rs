@@ -1,11 +1,12 @@
 //! `cargo xtask bench`: what Ravelin costs.
 //!
-//! Instructions are counted by the emulator (`-icount`: one nanosecond of guest time for each, so
-//! the guest's time-stamp counter counts them) and repeat exactly. Time is measured in runs of
-//! its own without that, and is only as good as this machine is quiet.
+//! Instructions are counted by the emulator and repeat exactly: the guest's time-stamp counter
+//! counts them, in QEMU with `-icount` (one nanosecond of guest time for each) and in Bochs always.
+//! Time is measured in QEMU only, in runs of its own without counting, and is only as good as this
+//! machine is quiet.
 
-use crate::boot::{boot, machine};
-use crate::build::{Built, build};
+use crate::boot::boot;
+use crate::build::{Built, On, build};
 use crate::packages::Flavour;
 use crate::progress::Step;
 use crate::table;
@@ -23,6 +24,12 @@ pub struct Args {
     /// A tenth of the rounds
     #[arg(long)]
     quick: bool,
+    /// What emulates the machine
+    #[arg(long, value_enum, default_value = "qemu")]
+    emulator: On,
+    /// Measure only the bare machine, twice: the counts must be equal
+    #[arg(long)]
+    bare: bool,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
@@ -54,7 +61,7 @@ struct Measured {
     phase: String,
     iterations: u64,
     instructions: u64,
-    nanoseconds: u64,
+    nanoseconds: Option<u64>,
     exits: Exits,
 }
 
@@ -65,13 +72,14 @@ struct Cost {
     iterations: u64,
     instruction_ratio: f64,
     instruction_goal: Option<f64>,
-    time_ratio: f64,
+    time_ratio: Option<f64>,
     exits: Exits,
 }
 
 #[derive(Serialize)]
 struct Result {
     kernel: String,
+    emulator: String,
     bare: Vec<Measured>,
     views_off: Vec<Cost>,
     views_on: Vec<Cost>,
@@ -87,24 +95,26 @@ const CPUID_GOAL: f64 = 200.0;
 /// # Errors
 /// Something is missing, does not build, or does not run to its end.
 pub fn run(args: &Args, install: bool) -> anyhow::Result<bool> {
-    let built = build(&[Flavour::Cloud], install)?;
+    let on = args.emulator;
+    let built = build(&[Flavour::Cloud], &[on], install)?;
     let job = if args.quick { "bench:quick" } else { "bench" };
+    if args.bare {
+        return repeat(&built, on, job);
+    }
     let views = Policy::default();
     let off = Policy { supervisor_exec: SupervisorExec::Off, ..views };
     let announce = Policy { announce: true, ..off };
 
-    let bare = measure(&built, job, "bare", &Protection::Bare)?;
-    let views_off = measure(&built, job, "views off", &built.ravelin(off))?;
-    let views_on = measure(&built, job, "views on", &built.ravelin(views))?;
-    let announced = counted(&built, "bench:quick", "CPUID announced", &built.ravelin(announce))?;
+    let bare = measure(&built, on, job, "bare", &Protection::Bare)?;
+    let views_off = measure(&built, on, job, "views off", &built.ravelin(off))?;
+    let views_on = measure(&built, on, job, "views on", &built.ravelin(views))?;
+    let announced =
+        counted(&built, on, "bench:quick", "CPUID announced", &built.ravelin(announce))?;
     let result = Result {
         kernel: built.guest(Flavour::Cloud)?.kernel.release.clone(),
-        views_off: compare(&bare, views_off, |phase| match phase {
-            "boot" => Some(1.02),
-            "cpuid" => None,
-            _ => Some(1.005),
-        }),
-        views_on: compare(&bare, views_on, |phase| (phase == "boot").then_some(1.25)),
+        emulator: on.to_string(),
+        views_off: compare(&bare, views_off, |phase| goal(on, false, phase)),
+        views_on: compare(&bare, views_on, |phase| goal(on, true, phase)),
         instructions_per_cpuid_exit: per_cpuid(&announced)? - per_cpuid(&bare)?,
         instructions_per_cpuid_exit_goal: CPUID_GOAL,
         bare,
@@ -117,15 +127,53 @@ pub fn run(args: &Args, install: bool) -> anyhow::Result<bool> {
     Ok(true)
 }
 
+/// The most instructions that a phase may take, as a ratio to the bare machine.
+fn goal(on: On, views: bool, phase: &str) -> Option<f64> {
+    match (on, views, phase) {
+        (_, _, "cpuid") => None,
+        // Mode-based execute control needs no second view, so it costs nothing.
+        (On::Bochs, _, "boot") => Some(1.01),
+        (On::Bochs, _, _) => Some(1.001),
+        (On::Qemu, false, "boot") => Some(1.02),
+        (On::Qemu, false, _) => Some(1.005),
+        (On::Qemu, true, "boot") => Some(1.25),
+        (On::Qemu, true, _) => None,
+    }
+}
+
+/// Measures the bare machine twice; whether the counts are equal.
+fn repeat(built: &Built, on: On, job: &str) -> anyhow::Result<bool> {
+    let first = counted(built, on, job, "bare", &Protection::Bare)?;
+    let second = counted(built, on, job, "bare, again", &Protection::Bare)?;
+    let mut table = table(&["bare", "rounds", "instructions", "again"]);
+    let mut equal = first.len() == second.len();
+    for (first, second) in first.iter().zip(&second) {
+        equal &= first.instructions == second.instructions;
+        table.add_row([
+            first.phase.clone(),
+            first.iterations.to_string(),
+            first.instructions.to_string(),
+            second.instructions.to_string(),
+        ]);
+    }
+    anstream::println!("{table}");
+    anstream::println!("the two runs are {}", if equal { "equal" } else { "NOT EQUAL" });
+    Ok(equal)
+}
+
 /// Instructions from one run, times from another.
 fn measure(
     built: &Built,
+    on: On,
     job: &str,
     name: &str,
     protection: &Protection,
 ) -> anyhow::Result<Vec<Measured>> {
-    let mut phases = counted(built, job, name, protection)?;
-    let timed = one_run(built, job, name, protection, false)?;
+    let mut phases = counted(built, on, job, name, protection)?;
+    if on == On::Bochs {
+        return Ok(phases);
+    }
+    let timed = one_run(built, on, job, name, protection, false)?;
     for (phase, timed) in phases.iter_mut().zip(timed) {
         phase.nanoseconds = timed.nanoseconds;
     }
@@ -134,15 +182,17 @@ fn measure(
 
 fn counted(
     built: &Built,
+    on: On,
     job: &str,
     name: &str,
     protection: &Protection,
 ) -> anyhow::Result<Vec<Measured>> {
-    one_run(built, job, name, protection, true)
+    one_run(built, on, job, name, protection, true)
 }
 
 fn one_run(
     built: &Built,
+    on: On,
     job: &str,
     name: &str,
     protection: &Protection,
@@ -150,13 +200,12 @@ fn one_run(
 ) -> anyhow::Result<Vec<Measured>> {
     let what = if icount { "instructions" } else { "time" };
     let step = Step::begin(&format!("measure {what}, {name}"), Some(8));
-    let guest = built.guest(Flavour::Cloud)?;
-    let mut machine = machine(&guest.kernel.image, &guest.initrd, job, protection.clone());
+    let mut machine = built.machine(on, Flavour::Cloud, job, protection.clone())?;
     // Instructions must not depend on where the kernel happens to be.
     machine.append += " nokaslr";
     machine.icount = icount;
     machine.timeout = Some(Duration::from_secs(300));
-    let log = format!("bench-{what}-{}", name.replace(' ', "-"));
+    let log = format!("bench-{on}-{what}-{}", name.replace(", ", "-").replace(' ', "-"));
     let report = boot(&log, &machine, &mut |word, value| {
         if matches!(word, "boot" | "bench") {
             let phase = value.get("name").and_then(|name| name.as_str());
@@ -170,18 +219,19 @@ fn one_run(
     let boots: Vec<Boot> = report.all("boot")?;
     let boot = boots.into_iter().next().context("the guest did not report its boot")?;
     let at = report.words.iter().find(|word| word.name == "boot").map(|word| word.at);
+    let time = |nanoseconds| (!icount).then_some(nanoseconds);
     let boot = Measured {
         phase: "boot".to_owned(),
         iterations: 1,
         instructions: boot.ticks,
-        nanoseconds: u64::try_from(at.unwrap_or_default().as_nanos())?,
+        nanoseconds: time(u64::try_from(at.unwrap_or_default().as_nanos())?),
         exits: boot.exits.unwrap_or_default(),
     };
     let loops = report.all("bench")?.into_iter().map(|of: Loop| Measured {
         phase: of.name,
         iterations: of.iterations,
         instructions: of.ticks,
-        nanoseconds: of.nanoseconds,
+        nanoseconds: time(of.nanoseconds),
         exits: of.exits.unwrap_or_default(),
     });
     Ok([boot].into_iter().chain(loops).collect())
@@ -196,7 +246,7 @@ fn compare(
     let cost = |(bare, phase): (&Measured, Measured)| Cost {
         instruction_ratio: ratio(phase.instructions, bare.instructions),
         instruction_goal: goal(&phase.phase),
-        time_ratio: ratio(phase.nanoseconds, bare.nanoseconds),
+        time_ratio: phase.nanoseconds.zip(bare.nanoseconds).map(|(of, to)| ratio(of, to)),
         phase: phase.phase,
         iterations: phase.iterations,
         exits: phase.exits,
@@ -215,7 +265,11 @@ fn ratio(of: u64, to: u64) -> f64 {
 }
 
 fn print(result: &Result) {
-    anstream::println!("{}, one CPU, ratios to the bare machine", result.kernel);
+    anstream::println!(
+        "{} on {}, one CPU, ratios to the bare machine",
+        result.kernel,
+        result.emulator
+    );
     for (name, costs) in [("views off", &result.views_off), ("views on", &result.views_on)] {
         let mut table = table(&[name, "instructions", "goal", "time", "exits"]);
         for cost in costs {
@@ -227,7 +281,7 @@ fn print(result: &Result) {
                 cost.phase.clone(),
                 format!("{:.4}", cost.instruction_ratio),
                 goal,
-                format!("{:.2}", cost.time_ratio),
+                cost.time_ratio.map_or_else(String::new, |ratio| format!("{ratio:.2}")),
                 exits(cost),
             ]);
         }

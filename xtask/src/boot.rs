@@ -7,7 +7,7 @@ use crate::shell::guest_folder;
 use abi::event::{LockReport, Violation};
 use anyhow::Context;
 use ravelin::events::{Body, Record};
-use ravelin::machine::{Accel, Boot, Console, Ended, Machine, Outcome, Protection};
+use ravelin::machine::{Accel, Boot, Console, Emulator, Ended, Machine, Outcome, Protection};
 use ravelin::report::{self, Symbols};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -18,7 +18,13 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// A machine with one CPU and 1 GiB that boots a kernel to do `job`, three minutes at most.
-pub fn machine(kernel: &Path, initrd: &Path, job: &str, protection: Protection) -> Machine {
+pub fn machine(
+    emulator: Emulator,
+    kernel: &Path,
+    initrd: &Path,
+    job: &str,
+    protection: Protection,
+) -> Machine {
     Machine {
         kernel: kernel.to_owned(),
         initrd: initrd.to_owned(),
@@ -27,6 +33,7 @@ pub fn machine(kernel: &Path, initrd: &Path, job: &str, protection: Protection) 
         cpus: 1,
         memory: 1 << 30,
         protection,
+        emulator,
         accel: Accel::Tcg,
         cpu: None,
         icount: false,

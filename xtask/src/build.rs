@@ -1,14 +1,34 @@
 //! Building what the commands boot: the hypervisor, and for each kernel an initial file system
 //! that holds the test program and the probe module.
 
-use crate::guest_image;
 use crate::packages::{Flavour, Kernel, prepare};
 use crate::progress::step;
 use crate::shell::{command, guest_folder, run, target};
+use crate::{bochs, boot, guest_image};
 use abi::policy::Policy;
 use anyhow::Context;
-use ravelin::machine::Protection;
+use clap::ValueEnum;
+use ravelin::machine::{Emulator, Machine, Protection};
+use std::fmt;
 use std::path::PathBuf;
+
+/// What the machines are emulated by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum On {
+    /// QEMU: an AMD CPU with SVM
+    Qemu,
+    /// Bochs: an Intel CPU with VMX; with one CPU every run is the same
+    Bochs,
+}
+
+impl fmt::Display for On {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            On::Qemu => "qemu",
+            On::Bochs => "bochs",
+        })
+    }
+}
 
 /// A kernel with its initial file system.
 pub struct Guest {
@@ -27,6 +47,8 @@ pub struct Built {
     /// The test program.
     pub init: PathBuf,
     guests: Vec<Guest>,
+    /// The Bochs program, if it was asked for.
+    bochs: Option<PathBuf>,
 }
 
 impl Built {
@@ -39,18 +61,43 @@ impl Built {
         guests.find(|guest| guest.flavour == flavour).context("this kernel was not built for")
     }
 
+    /// A machine with one CPU and 1 GiB that boots the kernel of this flavour to do `job`.
+    ///
+    /// # Errors
+    /// The kernel or the emulator was not asked for.
+    pub fn machine(
+        &self,
+        on: On,
+        flavour: Flavour,
+        job: &str,
+        protection: Protection,
+    ) -> anyhow::Result<Machine> {
+        let guest = self.guest(flavour)?;
+        let emulator = match on {
+            On::Qemu => Emulator::Qemu,
+            On::Bochs => {
+                let program = self.bochs.clone().context("Bochs was not prepared")?;
+                Emulator::Bochs { program }
+            }
+        };
+        Ok(boot::machine(emulator, &guest.kernel.image, &guest.initrd, job, protection))
+    }
+
     /// Protection by the hypervisor under `policy`.
     pub fn ravelin(&self, policy: Policy) -> Protection {
         Protection::Ravelin { hypervisor: self.hypervisor.clone(), policy, manifest: None }
     }
 }
 
-/// Installs what is missing and builds everything for kernels of these flavours.
+/// Installs what is missing and builds everything for kernels of these flavours on these
+/// emulators.
 ///
 /// # Errors
 /// A package is missing, or something does not build.
-pub fn build(flavours: &[Flavour], install: bool) -> anyhow::Result<Built> {
+pub fn build(flavours: &[Flavour], emulators: &[On], install: bool) -> anyhow::Result<Built> {
     let kernels = prepare(flavours, install)?;
+    let wanted = emulators.contains(&On::Bochs);
+    let bochs = wanted.then(|| bochs::prepare(install)).transpose()?;
     step("build the hypervisor", build_hypervisor)?;
     let init = step("build the test program", guest_image::build_init)?;
     let mut guests = Vec::new();
@@ -67,8 +114,13 @@ pub fn build(flavours: &[Flavour], install: bool) -> anyhow::Result<Built> {
         guests.push(Guest { flavour: *flavour, kernel, initrd });
     }
     let release = target().join("release");
-    let hypervisor = release.join("ravelin-hv");
-    Ok(Built { hypervisor, ravelin: release.join("ravelin"), init, guests })
+    Ok(Built {
+        hypervisor: release.join("ravelin-hv"),
+        ravelin: release.join("ravelin"),
+        init,
+        guests,
+        bochs,
+    })
 }
 
 /// Builds the hypervisor and the command.

@@ -1,7 +1,7 @@
 //! `cargo xtask demo`: the same attacks on the same kernel, without Ravelin and under it.
 
-use crate::boot::{Report, boot, machine};
-use crate::build::{Built, build};
+use crate::boot::{Report, boot};
+use crate::build::{Built, On, build};
 use crate::judge::{Probe, Row, judge};
 use crate::packages::Flavour;
 use crate::probes;
@@ -19,6 +19,9 @@ pub struct Args {
     /// Number of CPUs; two of the attacks need a second one
     #[arg(long, value_name = "N", default_value = "2", value_parser = ravelin::check::cpus)]
     smp: usize,
+    /// What emulates the machines
+    #[arg(long, value_enum, default_value = "qemu")]
+    emulator: On,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
@@ -29,6 +32,8 @@ pub struct Args {
 pub struct Demo {
     /// The kernel's release.
     kernel: String,
+    /// What emulated the machines.
+    emulator: String,
     /// CPUs of the machine.
     cpus: usize,
     /// One row per attack.
@@ -42,8 +47,8 @@ pub struct Demo {
 /// # Errors
 /// Something is missing, or does not build or boot.
 pub fn run(args: &Args, install: bool) -> anyhow::Result<bool> {
-    let built = build(&[Flavour::Cloud], install)?;
-    let demo = attack(&built, args.smp)?;
+    let built = build(&[Flavour::Cloud], &[args.emulator], install)?;
+    let demo = attack(&built, args.emulator, args.smp)?;
     if args.json {
         anstream::println!("{}", serde_json::to_string_pretty(&demo)?);
     } else {
@@ -56,10 +61,10 @@ pub fn run(args: &Args, install: bool) -> anyhow::Result<bool> {
 ///
 /// # Errors
 /// A machine could not be started, or the guest speaks another language.
-pub fn attack(built: &Built, cpus: usize) -> anyhow::Result<Demo> {
+pub fn attack(built: &Built, on: On, cpus: usize) -> anyhow::Result<Demo> {
     let guest = built.guest(Flavour::Cloud)?;
-    let bare = attack_one(built, cpus, Protection::Bare)?;
-    let ravelin = attack_one(built, cpus, built.ravelin(Policy::default()))?;
+    let bare = attack_one(built, on, cpus, Protection::Bare)?;
+    let ravelin = attack_one(built, on, cpus, built.ravelin(Policy::default()))?;
     let (attacks, mut problems) =
         judge(cpus, &bare.all("probe")?, &ravelin.all("probe")?, &ravelin.violations());
     for (name, report) in [("bare", &bare), ("under Ravelin", &ravelin)] {
@@ -70,21 +75,27 @@ pub fn attack(built: &Built, cpus: usize) -> anyhow::Result<Demo> {
             problems.push(format!("{name}: {error:#}"));
         }
     }
-    Ok(Demo { kernel: guest.kernel.release.clone(), cpus, attacks, problems })
+    let kernel = guest.kernel.release.clone();
+    Ok(Demo { kernel, emulator: on.to_string(), cpus, attacks, problems })
 }
 
-fn attack_one(built: &Built, cpus: usize, protection: Protection) -> anyhow::Result<Report> {
+fn attack_one(
+    built: &Built,
+    on: On,
+    cpus: usize,
+    protection: Protection,
+) -> anyhow::Result<Report> {
     let guest = built.guest(Flavour::Cloud)?;
     let name = match protection {
         Protection::Bare => "bare",
         Protection::Ravelin { .. } => "under-ravelin",
     };
     let plural = if cpus == 1 { "" } else { "s" };
-    let label = format!("attack {}, {cpus} CPU{plural}, {name}", guest.kernel.release);
+    let label = format!("attack {}, {on}, {cpus} CPU{plural}, {name}", guest.kernel.release);
     let step = Step::begin(&label, u64::try_from(probes::expected(cpus)).ok());
-    let mut machine = machine(&guest.kernel.image, &guest.initrd, "probe", protection);
+    let mut machine = built.machine(on, Flavour::Cloud, "probe", protection)?;
     machine.cpus = cpus;
-    let report = boot(&format!("demo-{cpus}-{name}"), &machine, &mut |word, value| {
+    let report = boot(&format!("demo-{on}-{cpus}-{name}"), &machine, &mut |word, value| {
         if word == "probe" {
             let probe: Option<Probe> = serde_json::from_value(value.clone()).ok();
             step.advance(&probe.map(|probe| probe.name).unwrap_or_default());
@@ -112,7 +123,7 @@ fn print(demo: &Demo) {
         let events = row.events.join(", ");
         table.add_row([&format!("{name}{mark}"), &row.bare, &row.ravelin, &events]);
     }
-    anstream::println!("{} with {} CPU(s)\n{table}", demo.kernel, demo.cpus);
+    anstream::println!("{} with {} CPU(s) on {}\n{table}", demo.kernel, demo.cpus, demo.emulator);
     for row in &demo.attacks {
         if let Some(problem) = &row.problem {
             anstream::println!("(!) {}: {problem}", row.name);

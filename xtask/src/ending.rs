@@ -1,7 +1,6 @@
 //! How `ravelin run` itself ends: its exit code, and nothing left running behind it.
 
-use crate::build::Built;
-use crate::e2e::{Case, case};
+use crate::e2e::{Case, Place, case};
 use crate::packages::Flavour::Cloud;
 use crate::shell::guest_folder;
 use anyhow::{Context, bail, ensure};
@@ -15,11 +14,12 @@ pub fn cases() -> Vec<Case> {
 }
 
 /// `ravelin run` as a user types it, with the guest doing `job`.
-fn ravelin_run(name: &str, built: &Built, job: &str) -> anyhow::Result<Command> {
-    let guest = built.guest(Cloud)?;
-    let mut command = Command::new(&built.ravelin);
+fn ravelin_run(name: &str, place: &Place<'_>, job: &str) -> anyhow::Result<Command> {
+    let guest = place.built.guest(Cloud)?;
+    let mut command = Command::new(&place.built.ravelin);
     command
-        .args(["run", "--append", &format!("quiet ravelin.job={job}"), "--kernel"])
+        .args(["run", "--emulator", &place.on.to_string()])
+        .args(["--append", &format!("quiet ravelin.job={job}"), "--kernel"])
         .arg(&guest.kernel.image)
         .arg("--initrd")
         .arg(&guest.initrd)
@@ -32,8 +32,8 @@ fn ravelin_run(name: &str, built: &Built, job: &str) -> anyhow::Result<Command> 
 }
 
 /// Power-off is exit code 0, and the lock is in the events file.
-fn power_off(name: &str, built: &Built) -> anyhow::Result<()> {
-    let mut child = ravelin_run(name, built, "poweroff")?.spawn()?;
+fn power_off(name: &str, place: &Place<'_>) -> anyhow::Result<()> {
+    let mut child = ravelin_run(name, place, "poweroff")?.spawn()?;
     drop(child.stdout.take());
     let code = wait(&mut child, Duration::from_secs(60))?;
     ensure!(code == Some(0), "the exit code is {code:?}, not 0");
@@ -44,8 +44,8 @@ fn power_off(name: &str, built: &Built) -> anyhow::Result<()> {
 }
 
 /// Ctrl-C while the guest runs is exit code 130, and the emulator is gone.
-fn interrupt(name: &str, built: &Built) -> anyhow::Result<()> {
-    let mut child = ravelin_run(name, built, "idle")?.spawn()?;
+fn interrupt(name: &str, place: &Place<'_>) -> anyhow::Result<()> {
+    let mut child = ravelin_run(name, place, "idle")?.spawn()?;
     let console = child.stdout.take().context("no console")?;
     let runs = BufReader::new(console).lines().map_while(Result::ok).any(|l| l.contains("@@ idle"));
     ensure!(runs, "the guest did not get to its job");

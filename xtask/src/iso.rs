@@ -1,8 +1,8 @@
 //! End-to-end tests of `ravelin iso`: the same image boots on a machine with BIOS and on one with
 //! UEFI.
 
-use crate::build::Built;
-use crate::e2e::{Case, boots_well, case, protected};
+use crate::build::On;
+use crate::e2e::{Case, Place, SUPPORTED, boots_well, case, protected};
 use crate::packages::Flavour::Cloud;
 use crate::shell::{guest_folder, run};
 use abi::policy::Policy;
@@ -13,30 +13,39 @@ use std::process::Command;
 /// What starts the machine.
 #[derive(Clone, Copy, Debug)]
 enum Firmware {
-    /// QEMU's BIOS.
-    SeaBios,
+    /// The emulator's BIOS.
+    Bios,
     /// QEMU's UEFI.
     Ovmf,
 }
-use Firmware::{Ovmf, SeaBios};
+use Firmware::{Bios, Ovmf};
 
 /// Every test of boot discs.
 pub fn cases() -> Vec<Case> {
-    let both = [SeaBios, Ovmf].into_iter().flat_map(|firmware| [(firmware, 1), (firmware, 2)]);
+    let both = [Bios, Ovmf].into_iter().flat_map(|firmware| [(firmware, 1), (firmware, 2)]);
     let of = |(firmware, cpus)| {
         let name = format!("iso-{firmware:?}-{cpus}-cpu").to_lowercase();
-        case(name, move |name, built| boots_disc(name, built, firmware, cpus))
+        let on = match firmware {
+            Bios => SUPPORTED,
+            Ovmf => &[On::Qemu],
+        };
+        Case { on, ..case(name, move |name, place| boots_disc(name, place, firmware, cpus)) }
     };
     both.map(of).collect()
 }
 
-fn boots_disc(name: &str, built: &Built, firmware: Firmware, cpus: usize) -> anyhow::Result<()> {
+fn boots_disc(
+    name: &str,
+    place: &Place<'_>,
+    firmware: Firmware,
+    cpus: usize,
+) -> anyhow::Result<()> {
     let folder = guest_folder("logs")?;
     let disc = folder.join(format!("{name}.iso"));
-    let mut machine = Machine { cpus, ..protected(built, Cloud, "poweroff", Policy::default())? };
+    let mut machine = Machine { cpus, ..protected(place, Cloud, "poweroff", Policy::default())? };
     // Everything that GRUB's script language or its command line treats in a special way.
     machine.append += r#" test.words="a b" test.rest=$x,'y',\x41,\\,{z},#,;,&,é"#;
-    let mut iso = Command::new(&built.ravelin);
+    let mut iso = Command::new(&place.built.ravelin);
     iso.arg("iso").arg("--kernel").arg(&machine.kernel).arg("--initrd").arg(&machine.initrd);
     run(iso.args(["--append", &machine.append, "--output"]).arg(&disc))?;
     machine.boot = Boot::Iso(disc.clone());

@@ -1,6 +1,7 @@
-//! What a developer types: `cargo xtask demo`, `test`, `bench`, `packages`.
+//! What a developer types: `cargo xtask demo`, `test`, `bench`, `bochs`, `packages`.
 
 mod bench;
+mod bochs;
 mod boot;
 mod build;
 mod demo;
@@ -38,6 +39,8 @@ enum Command {
     Test(test::Args),
     /// Measure what Ravelin costs, in instructions, time and exits
     Bench(bench::Args),
+    /// Build Bochs, the Intel machine of the other commands, and print where it is
+    Bochs,
     /// List the Debian packages that the other commands need
     Packages,
 }
@@ -49,6 +52,10 @@ fn main() -> ExitCode {
         Command::Demo(demo) => demo::run(&demo, install),
         Command::Test(test) => test::run(&test, install),
         Command::Bench(bench) => bench::run(&bench, install),
+        Command::Bochs => bochs::prepare(install).map(|program| {
+            anstream::println!("{}", program.display());
+            true
+        }),
         Command::Packages => list_packages(),
     };
     match result {

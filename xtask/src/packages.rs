@@ -6,7 +6,7 @@
 use crate::progress::step;
 use crate::shell::{command, guest_folder, run, succeeds};
 use anyhow::{Context, bail, ensure};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A kernel that Debian offers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,19 +53,49 @@ const TOOLS: [&str; 10] = [
 ///
 /// # Errors
 /// This is no Debian system, or something is missing and cannot be installed.
-pub fn prepare(flavours: &[Flavour], install: bool) -> anyhow::Result<Vec<Kernel>> {
-    let needed = needed(flavours)?;
+pub fn prepare(flavours: &[Flavour], get: bool) -> anyhow::Result<Vec<Kernel>> {
+    install(&needed(flavours)?, get)?;
+    flavours.iter().map(|flavour| kernel(*flavour)).collect()
+}
+
+/// Installs those of these packages that are missing, or only says which, unless `get`.
+///
+/// # Errors
+/// One is missing and was not installed.
+pub fn install<T: AsRef<str>>(needed: &[T], get: bool) -> anyhow::Result<()> {
+    let needed: Vec<String> = needed.iter().map(|name| name.as_ref().to_owned()).collect();
     let missing = missing(&needed);
     if !missing.is_empty() {
         anstream::eprintln!("Debian packages that are missing: {}", missing.join(" "));
         ensure!(
-            install,
+            get,
             "nothing was installed (--no-install); run: apt-get install {}",
             missing.join(" ")
         );
         step("install packages", || install_all(&missing))?;
     }
-    flavours.iter().map(|flavour| kernel(*flavour)).collect()
+    Ok(())
+}
+
+/// Fetches `file`, which lies beside `package` in the archive that apt has it from, to `to`.
+///
+/// # Errors
+/// The archive has no such file any more, or one with another digest.
+pub fn fetch(package: &str, file: &str, sha256: &str, to: &Path) -> anyhow::Result<()> {
+    let place = || run(&mut command("apt-get", &["--print-uris", "download", package]));
+    let printed = place().or_else(|_| as_root(&["update", "-q"]).and_then(|()| place()))?;
+    let folder = archive_folder(&printed)
+        .with_context(|| format!("apt does not say where it has {package} from: {printed}"))?;
+    let address = format!("{folder}/{}", file.replace('+', "%2b"));
+    let mut download = command("/usr/lib/apt/apt-helper", &["download-file", &address]);
+    run(download.arg(to).arg(format!("SHA256:{sha256}"))).map(drop)
+}
+
+/// The folder of a package's address in `'ADDRESS' FILE SIZE DIGEST`.
+fn archive_folder(printed: &str) -> Option<&str> {
+    let line = printed.lines().find(|line| line.starts_with('\''))?;
+    let address = line.split('\'').nth(1)?;
+    address.rsplit_once('/').map(|(folder, _)| folder)
 }
 
 /// Every package that is needed, and whether it is there.
@@ -73,7 +103,12 @@ pub fn prepare(flavours: &[Flavour], install: bool) -> anyhow::Result<Vec<Kernel
 /// # Errors
 /// This is no Debian system, or its package lists cannot be read.
 pub fn list() -> anyhow::Result<Vec<(String, bool)>> {
-    let needed = needed(&[Flavour::Cloud, Flavour::Generic])?;
+    let mut needed = needed(&[Flavour::Cloud, Flavour::Generic])?;
+    for package in crate::bochs::PACKAGES {
+        if !needed.iter().any(|other| other == package) {
+            needed.push(package.to_owned());
+        }
+    }
     let missing = missing(&needed);
     let state = |name: String| {
         let there = !missing.contains(&name);
@@ -179,6 +214,14 @@ fn kernel(flavour: Flavour) -> anyhow::Result<Kernel> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_folder_of_a_package_is_found() {
+        let text = "N: a notice\n'http://mirror/pool/main/b/bochs/bochs_2.7%2bdfsg-4_amd64.deb' \
+                    bochs_2.7+dfsg-4_amd64.deb 1661184 SHA256:50a3\n";
+        assert_eq!(archive_folder(text), Some("http://mirror/pool/main/b/bochs"));
+        assert_eq!(archive_folder("E: Unable to locate package bochs\n"), None);
+    }
 
     #[test]
     fn the_newest_image_is_what_the_metapackage_depends_on() {

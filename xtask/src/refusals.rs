@@ -1,7 +1,7 @@
 //! End-to-end tests of bad input: there is a clear message, and nothing starts unprotected.
 
-use crate::build::Built;
-use crate::e2e::{Case, case, manifest, refused, with_manifest};
+use crate::build::On;
+use crate::e2e::{Case, Place, case, manifest, refused, with_manifest};
 use crate::packages::Flavour::{Cloud, Generic};
 use crate::shell::guest_folder;
 use anyhow::{Context, ensure};
@@ -11,52 +11,56 @@ use std::process::Command;
 /// Every test of bad input.
 pub fn cases() -> Vec<Case> {
     vec![
-        case("refuse-no-svm", |name, built| {
-            says(
-                "SVM",
-                refused(name, built, |machine| {
-                    machine.cpu = Some("EPYC-v3,-svm".to_owned());
-                    Ok(())
-                })?,
-            )
+        case("refuse-no-virtualization", |name, place| {
+            let (cpu, word) = match place.on {
+                On::Qemu => ("EPYC-v3,-svm", "SVM"),
+                On::Bochs => ("tigerlake,-vmx", "VMX"),
+            };
+            says(word, with_cpu(name, place, cpu)?)
         }),
-        case("refuse-no-nested-paging", |name, built| {
-            says(
-                "nested paging",
-                refused(name, built, |machine| {
-                    machine.cpu = Some("EPYC-v3,+svm,-npt".to_owned());
-                    Ok(())
-                })?,
-            )
-        }),
-        case("refuse-little-memory", |name, built| {
+        // Bochs has no CPU with VMX and without nested paging.
+        Case {
+            on: &[On::Qemu],
+            ..case("refuse-no-nested-paging", |name, place| {
+                says("nested paging", with_cpu(name, place, "EPYC-v3,+svm,-npt")?)
+            })
+        },
+        case("refuse-little-memory", |name, place| {
             says(
                 "memory",
-                refused(name, built, |machine| {
+                refused(name, place, |machine| {
                     machine.memory = 64 << 20;
                     Ok(())
                 })?,
             )
         }),
-        case("refuse-foreign-manifest", |name, built| {
-            says("manifest", with_manifest(name, built, &manifest(built, Generic)?)?)
+        case("refuse-foreign-manifest", |name, place| {
+            says("manifest", with_manifest(name, place, &manifest(place.built, Generic)?)?)
         }),
-        case("refuse-truncated-manifest", |name, built| {
-            let bytes = manifest(built, Cloud)?;
+        case("refuse-truncated-manifest", |name, place| {
+            let bytes = manifest(place.built, Cloud)?;
             let half = bytes.get(..bytes.len() / 2).unwrap_or_default();
-            says("manifest", with_manifest(name, built, half)?)
+            says("manifest", with_manifest(name, place, half)?)
         }),
-        case("refuse-corrupt-manifest", |name, built| {
-            let mut bytes = manifest(built, Cloud)?;
+        case("refuse-corrupt-manifest", |name, place| {
+            let mut bytes = manifest(place.built, Cloud)?;
             let middle = bytes.len() / 2;
             if let Some(byte) = bytes.get_mut(middle) {
                 *byte ^= 1;
             }
-            says("manifest", with_manifest(name, built, &bytes)?)
+            says("manifest", with_manifest(name, place, &bytes)?)
         }),
-        case("refuse-usage", refuse_usage),
-        case("refuse-iso-usage", refuse_iso_usage),
+        Case { on: &[On::Qemu], ..case("refuse-usage", refuse_usage) },
+        Case { on: &[On::Qemu], ..case("refuse-iso-usage", refuse_iso_usage) },
     ]
+}
+
+/// What is said about this CPU.
+fn with_cpu(name: &str, place: &Place<'_>, cpu: &str) -> anyhow::Result<String> {
+    refused(name, place, |machine| {
+        machine.cpu = Some(cpu.to_owned());
+        Ok(())
+    })
 }
 
 fn says(word: &str, message: String) -> anyhow::Result<()> {
@@ -66,7 +70,8 @@ fn says(word: &str, message: String) -> anyhow::Result<()> {
 }
 
 /// What the command itself refuses, with exit code 2 and a message that names the trouble.
-fn refuse_usage(name: &str, built: &Built) -> anyhow::Result<()> {
+fn refuse_usage(name: &str, place: &Place<'_>) -> anyhow::Result<()> {
+    let built = place.built;
     let folder = guest_folder("logs")?;
     let file = |ending: &str, bytes: &[u8]| -> anyhow::Result<PathBuf> {
         let path = folder.join(format!("{name}.{ending}"));
@@ -80,8 +85,10 @@ fn refuse_usage(name: &str, built: &Built) -> anyhow::Result<()> {
     let key = file("key.toml", b"\nsupervisor_exek = \"off\"\n")?;
     let value = file("value.toml", b"[reactions]\nmsr = \"panic\"\n")?;
     let nowhere = Path::new("/nowhere");
-    let policy = |path: &Path| ["--policy".to_owned(), path.display().to_string()];
-    let option = |name: &str, value: &str| [name.to_owned(), value.to_owned()];
+    let policy = |path: &Path| vec!["--policy".to_owned(), path.display().to_string()];
+    let option = |name: &str, value: &str| vec![name.to_owned(), value.to_owned()];
+    let bochs =
+        |name: &str, value: &str| ["--emulator", "bochs", name, value].map(str::to_owned).to_vec();
 
     for (kernel, initrd, extra, words) in [
         (nowhere, initrd, None, "/nowhere"),
@@ -95,6 +102,9 @@ fn refuse_usage(name: &str, built: &Built) -> anyhow::Result<()> {
         (kernel, initrd, Some(option("--mem", "255M")), "256M"),
         (kernel, initrd, Some(option("--mem", "many")), "whole number"),
         (kernel, initrd, Some(option("--hypervisor", "/nowhere")), "/nowhere"),
+        (kernel, initrd, Some(bochs("--bochs", "/nowhere")), "cargo xtask bochs"),
+        (kernel, initrd, Some(bochs("--accel", "kvm")), "--accel kvm"),
+        (kernel, initrd, Some(bochs("--cpu", "tigerlake,+svm")), "`tigerlake,-vmx`"),
     ] {
         let mut run = Command::new(&built.ravelin);
         run.args(["run", "--timeout", "30", "--kernel"]).arg(kernel).arg("--initrd").arg(initrd);
@@ -106,7 +116,8 @@ fn refuse_usage(name: &str, built: &Built) -> anyhow::Result<()> {
 }
 
 /// What `ravelin iso` refuses; no image is left behind.
-fn refuse_iso_usage(name: &str, built: &Built) -> anyhow::Result<()> {
+fn refuse_iso_usage(name: &str, place: &Place<'_>) -> anyhow::Result<()> {
+    let built = place.built;
     let logs = guest_folder("logs")?;
     let (text, foreign) = (logs.join(format!("{name}.txt")), logs.join(format!("{name}.manifest")));
     std::fs::write(&text, b"This is no kernel, manifest or policy.")?;
