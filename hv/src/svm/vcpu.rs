@@ -301,8 +301,8 @@ impl Vendor for Svm {
             // SVM looks disabled by the firmware. VM_CR is locked, and the rest does nothing
             // while it is.
             msr::VM_CR => (vm_cr::LOCK | vm_cr::SVMDIS, true),
-            msr::IGNNE | msr::SVM_KEY => (0, true),
-            msr::VM_HSAVE_PA => (0, false),
+            // Linux clears VM_HSAVE_PA on its way to a reboot.
+            msr::IGNNE | msr::SVM_KEY | msr::VM_HSAVE_PA => (0, true),
             _ => return None,
         };
         Some(HiddenMsr { value: Some(value), ignores_writes })

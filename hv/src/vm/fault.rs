@@ -5,7 +5,6 @@ use super::separation::Separation;
 use super::violation::{Attempt, is_let_through};
 use super::{Stage, guest, learn, lock, promote, text};
 use crate::cpu::{apic, instructions};
-use crate::memory::space;
 use crate::vcpu::Vcpu;
 use crate::vendor::{Access, Exception, Vendor};
 use abi::event::ViolationKind;
@@ -77,8 +76,13 @@ fn fetch(vcpu: &mut Vcpu<impl Vendor>, access: Access) {
         // A kernel that maps its code for user programs; with two views this would work.
         return vcpu.inject(Exception::GeneralProtection);
     }
-    // Another CPU has just allowed it.
-    vcpu.request_flush();
+    if vm.is_ram(access.gpa.frame()) {
+        // Another CPU has just allowed it.
+        vcpu.request_flush();
+    } else {
+        // Device memory has the state of data, but nobody executes it.
+        promote::on_execution(vcpu, access.gpa);
+    }
 }
 
 fn write(vcpu: &mut Vcpu<impl Vendor>, access: Access) {
@@ -114,13 +118,12 @@ fn table_walk(vcpu: &mut Vcpu<impl Vendor>, access: Access, state: PageState) {
     }
 }
 
-/// Up to 8 bytes of what is at `gpa` now.
+/// Up to 8 bytes of what is at `gpa` now; 0 where that is not RAM: reading a device can change it.
 pub fn old_value(vcpu: &Vcpu<impl Vendor>, gpa: Gpa) -> u64 {
     let mut bytes = [0; 8];
-    if space::is_own(gpa.frame().identity()) {
-        return 0;
-    }
-    if let Some(window) = vcpu.windows.open(gpa.frame().identity()) {
+    if vcpu.vm.is_ram(gpa.frame())
+        && let Some(window) = vcpu.windows.open(gpa.frame().identity())
+    {
         window.read(gpa.offset(), &mut bytes);
     }
     u64::from_le_bytes(bytes)

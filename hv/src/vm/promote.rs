@@ -73,6 +73,7 @@ fn is_init_text(vm: &Vm<impl Vendor>, gpa: Gpa) -> bool {
 /// The data pages around RIP that the guest maps executable and not writable, as far as they are
 /// contiguous.
 fn run_around<V: Vendor>(vcpu: &Vcpu<V>, memory: &Memory<V>, gpa: Gpa) -> Option<Run> {
+    let vm = vcpu.vm;
     let page = Gva::new(guest::fetched_address(vcpu, gpa).raw() & !(PAGE_SIZE - 1));
     let fits = |distance: i64| {
         let gva = Gva::new(page.raw().wrapping_add_signed(distance * PAGE_SIZE.cast_signed()));
@@ -83,6 +84,7 @@ fn run_around<V: Vendor>(vcpu: &Vcpu<V>, memory: &Memory<V>, gpa: Gpa) -> Option
             && rights.execute
             && !rights.write
             && !rights.user
+            && vm.is_ram(expected)
             && memory.state(expected) == Some(PageState::Data);
         same.then_some((gva, expected))
     };
