@@ -7,35 +7,8 @@
 //! Bits that kernels change in normal operation stay free: CR0.TS, CR0.CD (cache setup), CR4.PGE
 //! (global flush), CR4.TSD (prctl), CR4.PCE (user performance counters).
 
-/// CR0 bits (AMD64 APM volume 2, section 3.1.1).
-mod cr0 {
-    pub const PE: u64 = 1 << 0;
-    pub const WP: u64 = 1 << 16;
-    pub const PG: u64 = 1 << 31;
-}
-
-/// CR4 bits (AMD64 APM volume 2, section 3.1.3; Intel SDM volume 3, section 2.5).
-mod cr4 {
-    pub const PAE: u64 = 1 << 5;
-    pub const UMIP: u64 = 1 << 11;
-    pub const LA57: u64 = 1 << 12;
-    pub const VMXE: u64 = 1 << 13;
-    pub const SMXE: u64 = 1 << 14;
-    pub const FSGSBASE: u64 = 1 << 16;
-    pub const SMEP: u64 = 1 << 20;
-    pub const SMAP: u64 = 1 << 21;
-    pub const CET: u64 = 1 << 23;
-}
-
-/// EFER bits (AMD64 APM volume 2, section 3.1.7).
-mod efer {
-    pub const SCE: u64 = 1 << 0;
-    pub const LME: u64 = 1 << 8;
-    pub const LMA: u64 = 1 << 10;
-    pub const NXE: u64 = 1 << 11;
-    pub const SVME: u64 = 1 << 12;
-    pub const LMSLE: u64 = 1 << 13;
-}
+use x86_defs::msr::{self, efer};
+use x86_defs::{cr0, cr4};
 
 /// Bits of one register that may not change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,14 +59,14 @@ pub const fn efer_pin(current: u64) -> ControlPin {
 /// The MSRs whose value at the lock is the only one allowed: where system calls enter the kernel
 /// and with which flags, and where the local APIC is.
 pub const PINNED_MSRS: [u32; 8] = [
-    0xc000_0081, // STAR
-    0xc000_0082, // LSTAR
-    0xc000_0083, // CSTAR
-    0xc000_0084, // SFMASK
-    0x0000_0174, // SYSENTER_CS
-    0x0000_0175, // SYSENTER_ESP
-    0x0000_0176, // SYSENTER_EIP
-    0x0000_001b, // APIC_BASE
+    msr::STAR,
+    msr::LSTAR,
+    msr::CSTAR,
+    msr::SFMASK,
+    msr::SYSENTER_CS,
+    msr::SYSENTER_ESP,
+    msr::SYSENTER_EIP,
+    msr::APIC_BASE,
 ];
 
 /// One vCPU's values of [`PINNED_MSRS`].

@@ -83,6 +83,8 @@ pub mod efer {
     pub const NXE: u64 = 1 << 11;
     /// Secure virtual machine enabled.
     pub const SVME: u64 = 1 << 12;
+    /// Segment limits are checked in long mode.
+    pub const LMSLE: u64 = 1 << 13;
 }
 
 /// APIC_BASE bits (APM 16.3.1, 16.9).

@@ -1,3 +1,5 @@
+//! Tests of the decoder on tables made here.
+
 use super::*;
 use crate::fake::{BASE, ERAS, Era, Fake, FakeSymbol, elf, kallsyms};
 use alloc::string::ToString;

@@ -1,3 +1,5 @@
+//! Tests of the patch-site tables on images made here.
+
 use super::*;
 use crate::fake::{Era, Fake};
 use alloc::string::ToString;
