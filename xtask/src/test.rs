@@ -52,8 +52,7 @@ fn run_all(args: &Args, install: bool, tally: &mut Tally) -> anyhow::Result<()> 
         check_sources(install, tally)?;
     }
     let built = build(&FLAVOURS, &[On::Qemu, On::Bochs], install)?;
-    let seconds = if args.full { 60 } else { 10 };
-    e2e::run(&built, seconds, args.only.as_deref(), tally)
+    e2e::run(&built, args.full, args.only.as_deref(), tally)
 }
 
 fn check_sources(install: bool, tally: &mut Tally) -> anyhow::Result<()> {
