@@ -6,6 +6,7 @@ use addr::Gpa;
 use x86_defs::svm::{exit, intercept1, nested_fault, port};
 
 impl Svm {
+    #[inline(always)]
     pub(super) fn exit_reason(&mut self) -> Exit {
         let vmcb = &*self.vmcb;
         // QEMU 7.2 fills the low half only.

@@ -144,6 +144,7 @@ impl Vendor for Svm {
         self.set_gpr(6, start.rsi);
     }
 
+    #[inline(always)]
     fn enter(&mut self, flush: bool) -> Exit {
         self.vmcb.tlb_control = if flush { svm::TLB_FLUSH_ALL } else { 0 };
         self.vmcb.event_injection = self.injection;
