@@ -52,13 +52,17 @@ impl<'a> Physical<'a> {
     pub fn copy(self, from: Hpa, to: Hpa, length: u64) -> Result<(), Unreachable> {
         let mut done = 0;
         while done < length {
-            let (source, target) = (from.plus(done), to.plus(done));
-            let source_window = self.windows.open(source.frame()).ok_or(Unreachable)?;
-            let target_window = self.windows.open(target.frame()).ok_or(Unreachable)?;
-            let most = usize::try_from(length - done).unwrap_or(usize::MAX);
-            let copied =
-                source_window.copy_to(source.offset(), &target_window, target.offset(), most);
-            done += copied as u64;
+            let source = from.plus(done);
+            let window = self.windows.open(source.frame()).ok_or(Unreachable)?;
+            // The rest of the source's frame, which may take two of the target's.
+            let end = length.min(done + PAGE_SIZE - source.offset() as u64);
+            while done < end {
+                let (source, target) = (from.plus(done), to.plus(done));
+                let target_window = self.windows.open(target.frame()).ok_or(Unreachable)?;
+                let most = usize::try_from(end - done).unwrap_or(usize::MAX);
+                done +=
+                    window.copy_to(source.offset(), &target_window, target.offset(), most) as u64;
+            }
         }
         Ok(())
     }
