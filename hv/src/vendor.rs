@@ -8,8 +8,10 @@
 //! whether an NMI can be delivered.
 
 use crate::boot::Machine;
+use crate::vm::Ram;
 use addr::{Gpa, GuestPhysical, Gva, Hfn};
 use integrity::Rights;
+use mtrr::{MemoryType, MemoryTypes};
 use paging::Format;
 use spin::Once;
 use x86_decode::{Mode, Registers, Table};
@@ -120,8 +122,8 @@ pub struct Settings<V: Vendor> {
 /// A format of second-stage tables.
 pub trait SecondStage: Format<Input = GuestPhysical> {
     /// Rights of a leaf on which the kernel may do `kernel` and user code `user`. Both can differ
-    /// in execution, if [`Vendor::splits_execution`]. `ram`: not device memory.
-    fn rights(kernel: Rights, user: Rights, ram: bool) -> Self::Rights;
+    /// in execution, if [`Vendor::splits_execution`].
+    fn rights(kernel: Rights, user: Rights, memory_type: MemoryType) -> Self::Rights;
     /// What the kernel may do.
     fn allowed(rights: Self::Rights) -> Rights;
 }
@@ -141,6 +143,11 @@ pub trait Vendor: Sized + 'static {
     fn check_support() -> Result<(), &'static str>;
     /// Whether a table entry can allow execution to user and to supervisor code separately.
     fn splits_execution() -> bool;
+    /// What leaves say of caching, read on the first CPU.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong with the firmware.
+    fn memory_types(ram: &Ram) -> Result<MemoryTypes, &'static str>;
     /// Where everything that CPUs share is kept.
     fn machine() -> &'static Once<Machine<Self>>;
     /// Address of the code that takes an NMI which hits the hypervisor.

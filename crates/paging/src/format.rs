@@ -10,9 +10,7 @@ mod x86_64;
 use addr::{Hfn, Space};
 use core::fmt::Debug;
 
-pub use ept::{
-    Ept, EptCapabilities, EptData, EptRights, EptUnsupported, Eptp, ExecuteOnly, MemoryType,
-};
+pub use ept::{Ept, EptCapabilities, EptData, EptRights, EptUnsupported, Eptp, ExecuteOnly};
 pub use npt::{Npt, NptRights};
 pub use x86_64::{HostRights, X86_64};
 

@@ -24,9 +24,7 @@ mod span;
 mod table;
 
 pub use format::{Entry, Format, HostRights, Level, Npt, NptRights, X86_64};
-pub use format::{
-    Ept, EptCapabilities, EptData, EptRights, EptUnsupported, Eptp, ExecuteOnly, MemoryType,
-};
+pub use format::{Ept, EptCapabilities, EptData, EptRights, EptUnsupported, Eptp, ExecuteOnly};
 pub use memory::TableMemory;
 pub use removed::{Flushed, Removed};
 pub use table::{Leaf, PageTable};

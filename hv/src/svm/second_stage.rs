@@ -3,11 +3,13 @@
 
 use crate::vendor::SecondStage;
 use integrity::Rights;
+use mtrr::MemoryType;
 use paging::{Npt, NptRights};
 
 impl SecondStage for Npt {
-    /// Memory types come from the guest's own tables and the machine's MTRRs (APM 15.25.8).
-    fn rights(kernel: Rights, user: Rights, _ram: bool) -> NptRights {
+    /// The CPU takes memory types from the guest's own tables and the machine's MTRRs (APM
+    /// 15.25.8); leaves say nothing of them.
+    fn rights(kernel: Rights, user: Rights, _memory_type: MemoryType) -> NptRights {
         let both = kernel.intersection(user);
         NptRights {
             read: both.contains(Rights::READ),

@@ -7,7 +7,9 @@ use crate::boot::Machine;
 use crate::cpu::instructions::read_msr;
 use crate::memory::pool::Block;
 use crate::vendor::{Exception, Exit, HiddenMsr, Settings, Start, Vendor};
+use crate::vm::Ram;
 use addr::{Gva, Hfn};
+use mtrr::{MemoryType, MemoryTypes};
 use paging::Npt;
 use spin::Once;
 use x86_decode::{Mode, Registers, Table};
@@ -89,6 +91,11 @@ impl Vendor for Svm {
 
     fn splits_execution() -> bool {
         false
+    }
+
+    fn memory_types(_ram: &Ram) -> Result<MemoryTypes, &'static str> {
+        // Leaves have no types: one for all keeps them large.
+        Ok(MemoryTypes::uniform(MemoryType::WriteBack))
     }
 
     fn machine() -> &'static Once<Machine<Self>> {

@@ -8,8 +8,10 @@ use super::{Maps, SwitchArea, setup, vmx_enter, vmx_host_nmi};
 use crate::boot::Machine;
 use crate::cpu::instructions::{read_msr, write_msr};
 use crate::vendor::{Exception, Exit, HiddenMsr, Settings, Start, Vendor};
+use crate::vm::Ram;
 use addr::{Gva, Hfn};
 use integrity::pins::{cr0_pin, cr4_pin};
+use mtrr::MemoryTypes;
 use paging::Ept;
 use spin::Once;
 use x86_decode::{Mode, Registers, Table};
@@ -77,6 +79,10 @@ impl Vendor for Vmx {
 
     fn splits_execution() -> bool {
         has_secondary(secondary::MODE_BASED_EXECUTE)
+    }
+
+    fn memory_types(ram: &Ram) -> Result<MemoryTypes, &'static str> {
+        super::memory_types(ram)
     }
 
     fn machine() -> &'static Once<Machine<Self>> {
