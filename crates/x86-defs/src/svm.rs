@@ -48,6 +48,8 @@ pub const INTERCEPT2_SVM: u32 = 0x7f;
 pub mod nested_control {
     /// Nested paging.
     pub const ENABLE: u64 = 1 << 0;
+    /// Guest mode execute trap: user bits of nested tables are about execution alone (15.25.5).
+    pub const GMET: u64 = 1 << 3;
 }
 
 /// `Vmcb::tlb_control`: flush everything of every ASID.

@@ -2,8 +2,8 @@
 //!
 //! What always holds, outside of these methods: a page's rights for kernel and user code are those
 //! that [`integrity::state::second_stage`] gives its state, except before the lock. Until then
-//! user code executes nothing; the kernel executes any RAM where the table tells it from user
-//! code, and elsewhere what it is granted as it needs it ([`super::learn`]). Every table maps each
+//! the first instruction of user code faults; the kernel executes any RAM where the table tells it
+//! from user code by address, and elsewhere what it is granted as it needs it ([`super::learn`]). Every table maps each
 //! guest frame to the host frame of the same number, and the hypervisor's own frames to nothing.
 
 use super::Ram;
@@ -100,7 +100,9 @@ impl<V: Vendor> Memory<V> {
 
     /// Whether the kernel can execute `frame`.
     pub fn is_executable(&self, frame: Gfn) -> bool {
-        self.kernel.walk(&Tables, frame).is_some_and(|leaf| is_executable::<V>(leaf.rights))
+        self.kernel
+            .walk(&Tables, frame)
+            .is_some_and(|leaf| is_executable::<V>(leaf.rights, self.separation))
     }
 
     /// Room for walking the guest's tables and zeroed counters, together.
@@ -129,7 +131,7 @@ impl<V: Vendor> Memory<V> {
         let mut verdict = Ok(());
         for table in [Some(&self.kernel), self.user.as_ref()].into_iter().flatten() {
             table.visit(&Tables, |pages, leaf| {
-                let rights = V::Table::allowed(leaf.rights);
+                let rights = V::Table::allowed(leaf.rights, self.separation.split());
                 let (write, execute) =
                     (rights.contains(Rights::WRITE), rights.contains(Rights::EXECUTE));
                 let frames = FrameRange::with_count(leaf.frame, pages.count());
@@ -176,7 +178,7 @@ impl<V: Vendor> Memory<V> {
         loop {
             let mut runs = ArrayVec::<FrameRange<GuestPhysical>, BATCH>::new();
             self.kernel.visit(&Tables, |range, leaf| {
-                if is_executable::<V>(leaf.rights) {
+                if is_executable::<V>(leaf.rights, self.separation) {
                     match runs.last_mut() {
                         Some(last) if last.end == range.start => last.end = range.end,
                         // What does not fit is found in the next round.
@@ -250,11 +252,12 @@ impl<V: Vendor> Memory<V> {
         let mut removed = Removed::default();
         for (run, memory_type) in self.types.runs(range) {
             let Some(user) = &mut self.user else {
-                let rights = V::Table::rights(allowed.kernel, allowed.user, memory_type);
+                let split = self.separation.split();
+                let rights = V::Table::rights(allowed.kernel, allowed.user, split, memory_type);
                 join(&mut removed, self.kernel.protect(&mut Tables, run, rights)?);
                 continue;
             };
-            let view = |rights| V::Table::rights(rights, rights, memory_type);
+            let view = |rights| V::Table::rights(rights, rights, None, memory_type);
             let kernel = self.kernel.protect(&mut Tables, run, view(allowed.kernel))?;
             join(&mut removed, kernel);
             join(&mut removed, user.protect(&mut Tables, run, view(allowed.user))?);
@@ -269,9 +272,10 @@ impl<V: Vendor> Memory<V> {
         kernel: Rights,
     ) -> Result<Removed<V::Table>, PagingError> {
         let allowed = Allowed::before_the_lock(kernel, self.separation);
+        let split = self.separation.split();
         let mut removed = Removed::default();
         for (run, memory_type) in self.types.runs(range) {
-            let rights = V::Table::rights(allowed.kernel, allowed.user, memory_type);
+            let rights = V::Table::rights(allowed.kernel, allowed.user, split, memory_type);
             join(&mut removed, self.kernel.protect(&mut Tables, run, rights)?);
         }
         Ok(removed)
@@ -293,8 +297,8 @@ impl<V: Vendor> Memory<V> {
     }
 }
 
-fn is_executable<V: Vendor>(rights: <V::Table as Format>::Rights) -> bool {
-    V::Table::allowed(rights).contains(Rights::EXECUTE)
+fn is_executable<V: Vendor>(rights: <V::Table as Format>::Rights, separation: Separation) -> bool {
+    V::Table::allowed(rights, separation.split()).contains(Rights::EXECUTE)
 }
 
 /// Joins what two changes of rights left. These unlink no table, so there is always room.
@@ -310,23 +314,24 @@ fn identity<V: Vendor>(
     own: &[FrameRange<GuestPhysical>],
     separation: Separation,
 ) -> Result<PageTable<V::Table>, PagingError> {
+    let split = separation.split();
     let mut table = PageTable::<V::Table>::new(&mut Tables)?;
     let mut start = Gfn::new(0);
     let ends = own.iter().copied().chain([FrameRange::with_count(limit, 0)]);
     for hole in ends {
         for (run, memory_type) in types.runs(FrameRange::new(start, hole.start)) {
-            let rights = V::Table::rights(READ_WRITE, READ_WRITE, memory_type);
+            let rights = V::Table::rights(READ_WRITE, READ_WRITE, split, memory_type);
             table.map(&mut Tables, run, run.start.identity(), rights, Level::Page1G)?;
         }
         start = hole.end;
     }
     let registers = FrameRange::with_count(Gpa::new(apic::BASE).frame(), 1);
-    let kernel = if separation == Separation::Table { Rights::all() } else { READ_WRITE };
+    let kernel = if separation.is_by_address() { Rights::all() } else { READ_WRITE };
     let boot = Allowed::before_the_lock(kernel, separation);
     let rest = [(registers, Allowed::both(Rights::READ))];
     for (range, allowed) in ram.iter().map(|range| (*range, boot)).chain(rest) {
         for (run, memory_type) in types.runs(range) {
-            let rights = V::Table::rights(allowed.kernel, allowed.user, memory_type);
+            let rights = V::Table::rights(allowed.kernel, allowed.user, split, memory_type);
             // No CPU has used the table yet.
             table.protect(&mut Tables, run, rights)?.release(&mut Tables, Flushed::acknowledged());
         }

@@ -1,6 +1,6 @@
 //! Extended page tables as the second stage.
 
-use crate::vendor::SecondStage;
+use crate::vendor::{SecondStage, SplitExecution};
 use integrity::Rights;
 use mtrr::MemoryType;
 use paging::{Ept, EptData, EptRights};
@@ -8,7 +8,12 @@ use paging::{Ept, EptData, EptRights};
 impl SecondStage for Ept {
     /// `memory_type` takes the place of the MTRRs, which do not count in the guest; its PAT does
     /// (SDM 3C, 29.3.7.2).
-    fn rights(kernel: Rights, user: Rights, memory_type: MemoryType) -> EptRights {
+    fn rights(
+        kernel: Rights,
+        user: Rights,
+        _split: Option<SplitExecution>,
+        memory_type: MemoryType,
+    ) -> EptRights {
         let data = kernel.intersection(user);
         EptRights {
             data: if data.contains(Rights::READ | Rights::WRITE) {
@@ -24,7 +29,7 @@ impl SecondStage for Ept {
         }
     }
 
-    fn allowed(rights: EptRights) -> Rights {
+    fn allowed(rights: EptRights, _split: Option<SplitExecution>) -> Rights {
         let data = match rights.data {
             EptData::Hidden => return Rights::empty(),
             EptData::ExecuteOnly(_) => Rights::empty(),
