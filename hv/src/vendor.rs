@@ -165,6 +165,9 @@ pub trait Vendor: Sized + 'static {
     /// # Errors
     /// A sentence that says what is wrong with the firmware.
     fn memory_types(ram: &Ram) -> Result<MemoryTypes, &'static str>;
+    /// Whether an INIT or SIPI that the guest sends can do no more than make the target exit, so
+    /// that the guest may write to its local APICs.
+    fn holds_against_init() -> bool;
     /// Where everything that CPUs share is kept.
     fn machine() -> &'static Once<Machine<Self>>;
     /// Address of the code that takes an NMI which hits the hypervisor.

@@ -101,6 +101,12 @@ impl Vendor for Svm {
         Ok(MemoryTypes::uniform(MemoryType::WriteBack))
     }
 
+    /// An intercepted INIT stays pending and resets the CPU once it is outside of the guest (APM
+    /// 15.13.4); QEMU does not intercept it at all.
+    fn holds_against_init() -> bool {
+        false
+    }
+
     fn machine() -> &'static Once<Machine<Self>> {
         &MACHINE
     }

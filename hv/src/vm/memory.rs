@@ -306,7 +306,8 @@ fn join<F: Format>(removed: &mut Removed<F>, other: Removed<F>) {
     drop(removed.join(other));
 }
 
-/// A table that maps every frame below `limit` but `own` to itself, the APIC read-only.
+/// A table that maps every frame below `limit` but `own` to itself, the APIC read-only where writes
+/// to it must be checked.
 fn identity<V: Vendor>(
     limit: Gfn,
     ram: &Ram,
@@ -328,8 +329,8 @@ fn identity<V: Vendor>(
     let registers = FrameRange::with_count(Gpa::new(apic::BASE).frame(), 1);
     let kernel = if separation.is_by_address() { Rights::all() } else { READ_WRITE };
     let boot = Allowed::before_the_lock(kernel, separation);
-    let rest = [(registers, Allowed::both(Rights::READ))];
-    for (range, allowed) in ram.iter().map(|range| (*range, boot)).chain(rest) {
+    let checked = (!V::holds_against_init()).then_some((registers, Allowed::both(Rights::READ)));
+    for (range, allowed) in ram.iter().map(|range| (*range, boot)).chain(checked) {
         for (run, memory_type) in types.runs(range) {
             let rights = V::Table::rights(allowed.kernel, allowed.user, split, memory_type);
             // No CPU has used the table yet.

@@ -85,6 +85,12 @@ impl Vendor for Vmx {
         super::memory_types(ram)
     }
 
+    /// INIT exits inside of the guest and is blocked outside; SIPI does nothing in either (SDM 3C
+    /// 24.8, 26.2).
+    fn holds_against_init() -> bool {
+        true
+    }
+
     fn machine() -> &'static Once<Machine<Self>> {
         &MACHINE
     }

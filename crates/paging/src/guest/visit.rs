@@ -1,6 +1,7 @@
 //! All leaves of one half of the guest's address space.
 
 use super::{GuestRights, Step, canonical, shift, step};
+use crate::format::bits;
 use crate::{ENTRIES, Level};
 use addr::{Gpa, Gva};
 use core::ops::Range;
@@ -133,6 +134,11 @@ fn visit(
             continue;
         }
         let entry = buffers[usize::from(depth)][cursor.next];
+        if entry & bits::PRESENT == 0 {
+            // Most are absent: nothing else is worked out for them.
+            cursor.next += 1;
+            continue;
+        }
         let base = cursor.base + ((cursor.next as u64) << shift(level));
         let rights = cursor.rights.and(entry);
         cursor.next += 1;
