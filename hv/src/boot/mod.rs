@@ -216,10 +216,7 @@ fn read_manifest(
         ManifestError::Malformed => "the manifest is malformed",
     })?;
     let mut digest = Digest::default();
-    memory.scan(kernel.start, kernel.length, |piece| {
-        digest.update(piece);
-        Ok(())
-    })?;
+    memory.scan(kernel.start, kernel.length, |piece| digest.update(piece))?;
     if manifest.belongs_to(kernel.length, digest.finish()) {
         Ok(manifest)
     } else {

@@ -126,22 +126,18 @@ fn visit(
     loop {
         let level = levels - depth;
         let cursor = &mut cursors[usize::from(depth)];
-        if cursor.next == if depth == 0 { top.end } else { ENTRIES } {
+        let end = if depth == 0 { top.end } else { ENTRIES };
+        let mut rest = buffers[usize::from(depth)][..end].iter().enumerate().skip(cursor.next);
+        let Some((index, &entry)) = rest.find(|(_, entry)| *entry & bits::PRESENT != 0) else {
             if depth == 0 {
                 return Ok(visited);
             }
             depth -= 1;
             continue;
-        }
-        let entry = buffers[usize::from(depth)][cursor.next];
-        if entry & bits::PRESENT == 0 {
-            // Most are absent: nothing else is worked out for them.
-            cursor.next += 1;
-            continue;
-        }
-        let base = cursor.base + ((cursor.next as u64) << shift(level));
+        };
+        let base = cursor.base + ((index as u64) << shift(level));
         let rights = cursor.rights.and(entry);
-        cursor.next += 1;
+        cursor.next = index + 1;
 
         let gva = canonical(base, levels);
         let last = gva.plus((1 << shift(level)) - 1);
