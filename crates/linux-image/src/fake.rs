@@ -22,9 +22,11 @@ pub enum Era {
     V6_4,
     V6_15,
     V7_0,
+    V7_2,
 }
 
-pub const ERAS: [Era; 5] = [Era::V6_1, Era::V6_2, Era::V6_4, Era::V6_15, Era::V7_0];
+pub const ERAS: [Era; 6] =
+    [Era::V6_1, Era::V6_2, Era::V6_4, Era::V6_15, Era::V7_0, Era::V7_2];
 
 /// A symbol: address, then type letter and name.
 pub type FakeSymbol = (u64, String);
@@ -180,9 +182,6 @@ pub fn elf(segments: &[(u64, &[u8])]) -> Vec<u8> {
     file
 }
 
-fn align(bytes: &mut Vec<u8>) {
-    bytes.resize(bytes.len().next_multiple_of(8), 0);
-}
 
 /// Byte values stand for themselves, 1 to 4 for common strings, the rest for nothing.
 fn token(value: u8) -> String {
@@ -209,6 +208,9 @@ fn compressed(mut text: &str) -> Vec<u8> {
 /// The tables of kallsyms for symbols in order, as they lie at `address`.
 pub fn kallsyms(era: Era, symbols: &[FakeSymbol], address: u64) -> Vec<u8> {
     let count = u32::try_from(symbols.len()).unwrap();
+    let alignment = if era == Era::V7_2 { 4 } else { 8 };
+    let align =
+        |bytes: &mut Vec<u8>| bytes.resize(bytes.len().next_multiple_of(alignment), 0);
     let mut out = vec![];
     let offsets = |out: &mut Vec<u8>| {
         for (symbol, _) in symbols {
@@ -218,12 +220,12 @@ pub fn kallsyms(era: Era, symbols: &[FakeSymbol], address: u64) -> Vec<u8> {
                 Era::V6_1 | Era::V6_2 | Era::V6_4 if *symbol < BASE => symbol.cast_signed(),
                 Era::V6_1 | Era::V6_2 | Era::V6_4 => -1 - from(BASE),
                 Era::V6_15 => from(BASE),
-                Era::V7_0 => from(here),
+                Era::V7_0 | Era::V7_2 => from(here),
             };
             out.extend(i32::try_from(offset).unwrap().to_le_bytes());
         }
         align(out);
-        if era != Era::V7_0 {
+        if !matches!(era, Era::V7_0 | Era::V7_2) {
             out.extend(BASE.to_le_bytes());
         }
     };
