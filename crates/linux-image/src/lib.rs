@@ -1,8 +1,8 @@
 //! Linux kernel images: from a bzImage to the manifest that the hypervisor loads.
 //!
 //! The way: `setup` finds the payload, `decompress` unpacks it, `vmlinux` gives bytes at link-time
-//! addresses, `kallsyms` names them, `layout` and `sites` ask for the places that matter, `write`
-//! puts them down. Nothing depends on a kernel version; a kernel in which something is not as
+//! addresses, `kallsyms` names them, `layout`, `sites`, `trace` and `probe_rules` ask for the places
+//! that matter, `write` puts them down, `pack` makes a small file of it. Nothing depends on a kernel version; a kernel in which something is not as
 //! expected is an error, never a guess.
 //!
 //! All input is untrusted: every read is checked, every loop and allocation bounded.
@@ -20,17 +20,22 @@ mod error;
 #[cfg(test)]
 mod fake;
 mod kallsyms;
+mod kernel_table;
 mod layout;
+mod pack;
+mod probe_rules;
 mod setup;
 mod sites;
 mod table;
 #[cfg(test)]
 mod tests;
+mod trace;
 mod vmlinux;
 mod write;
 
 pub use decompress::Compression;
 pub use error::ImageError;
+pub use pack::{pack, unpack};
 pub use table::{Summary, SymbolTable};
 pub use write::without_symbols;
 
@@ -46,7 +51,7 @@ pub fn manifest(bzimage: &[u8]) -> Result<Vec<u8>, ImageError> {
     let image = vmlinux::Image::parse(&vmlinux)?;
     let symbols = kallsyms::Symbols::find(&image)?;
     let layout = layout::Layout::find(&image, &symbols)?;
-    let sites = sites::find(&image, &symbols, &layout)?;
+    let (sites, trace) = sites::find(&image, &symbols, &layout)?;
     let parts = write::Parts {
         file: bzimage,
         release: &setup.release,
@@ -54,6 +59,9 @@ pub fn manifest(bzimage: &[u8]) -> Result<Vec<u8>, ImageError> {
         symbols: &symbols,
         layout: &layout,
         sites: &sites,
+        trace: &trace,
+        faulting: &probe_rules::faulting(&image, &symbols, &layout)?,
+        unprobed: &probe_rules::unprobed(&image, &symbols, &layout)?,
     };
     let manifest = parts.write()?;
     table::check(&manifest)?;
