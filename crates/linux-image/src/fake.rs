@@ -42,6 +42,12 @@ pub struct Fake {
     pub jumps: Vec<(u32, u32)>,
     /// Offsets of static calls and the low bits of their keys.
     pub calls: Vec<(u32, u32)>,
+    /// Addresses in the table of traced functions.
+    pub traced: Vec<u64>,
+    /// Offsets in the exception table.
+    pub faulting: Vec<u32>,
+    /// Addresses in the kprobe blacklist.
+    pub blacklist: Vec<u64>,
     /// Further symbols by address.
     pub symbols: Vec<FakeSymbol>,
 }
@@ -58,6 +64,9 @@ impl Fake {
         put(0x200, &[0xe8, 0xfb, 0x0f, 0, 0]);
         put(0x208, &[0xe9, 0xf3, 0x0f, 0, 0]);
         put(0x210, &[0x0f, 0x84, 0xea, 0x0f, 0, 0]);
+        put(0x300, &[0x0f, 0x1f, 0x44, 0, 0]);
+        put(0x324, &[0xe8, 0x57, 1, 0, 0]);
+        put(0x520, &[0xe8, 0xdb, 0xfd, 0xff, 0xff]);
         put(0x1200, &[0xe9, 0xfb, 0xf0, 0xff, 0xff, 0x0f, 0xb9, 0xcc]);
         put(0x1210, &[0xc3, 0xcc, 0xcc, 0xcc, 0xcc, 0x0f, 0xb9, 0xcc]);
         let mut init_text = vec![0x90; INIT_LENGTH];
@@ -68,6 +77,14 @@ impl Fake {
             (0x320, "tsecond"),
             (0x320, "Wsecond_alias"),
             (0x400, "T__x86_return_thunk"),
+            (0x480, "T__fentry__"),
+            (0x500, "Tftrace_caller"),
+            (0x520, "Tftrace_call"),
+            (0x540, "Tftrace_caller_end"),
+            (0x600, "T__entry_text_start"),
+            (0x680, "T__entry_text_end"),
+            (0x700, "tfirst.cold"),
+            (0x710, "tthird"),
             (0x1200, "t__SCT__one"),
             (0x1210, "t__SCT__none"),
         ];
@@ -84,6 +101,9 @@ impl Fake {
                 (0x30_0000, 0x120),
             ],
             calls: vec![(0x200, 0), (0x208, 1), (0x210, 3), (0x30_0000, 1)],
+            traced: vec![0, BASE + 0x300, BASE + 0x324, BASE + INIT],
+            faulting: vec![0x412, 0x402, 0x20_0008],
+            blacklist: vec![BASE + 0x300, BASE + 0x660],
             symbols: symbols.map(|(offset, text)| (BASE + offset, text.to_string())).to_vec(),
         }
     }
@@ -106,6 +126,16 @@ impl Fake {
             relative(&mut rodata, code.into());
             relative(&mut rodata, 0x4000 + u64::from(flags));
         }
+        let calls_end = RODATA + rodata.len() as u64;
+        for &place in &self.faulting {
+            relative(&mut rodata, place.into());
+            relative(&mut rodata, 0x400);
+            rodata.extend([0; 4]);
+        }
+        let faulting_end = RODATA + rodata.len() as u64;
+        rodata.extend(self.traced.iter().flat_map(|place| place.to_le_bytes()));
+        let traced_end = RODATA + rodata.len() as u64;
+        rodata.extend(self.blacklist.iter().flat_map(|place| place.to_le_bytes()));
         let end = RODATA + rodata.len() as u64;
         let marks = [
             (0, "T_text"),
@@ -116,7 +146,13 @@ impl Fake {
             (RODATA, "R__start___jump_table"),
             (calls, "R__stop___jump_table"),
             (calls, "R__start_static_call_sites"),
-            (end, "R__stop_static_call_sites"),
+            (calls_end, "R__stop_static_call_sites"),
+            (calls_end, "R__start___ex_table"),
+            (faulting_end, "R__stop___ex_table"),
+            (faulting_end, "D__start_mcount_loc"),
+            (traced_end, "D__stop_mcount_loc"),
+            (traced_end, "D__start_kprobe_blacklist"),
+            (end, "D__stop_kprobe_blacklist"),
             (end, "D__start_ro_after_init"),
             (end, "D__end_ro_after_init"),
             (0x10_0000, "D__end_rodata"),
