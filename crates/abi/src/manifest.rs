@@ -22,7 +22,9 @@ pub const VERSION: u32 = 2;
 pub const MAX_LENGTH: u32 = 8 << 20;
 
 /// Bytes `[start, end)`, counted from `_text`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
 #[repr(C)]
 pub struct Span {
     /// First byte.
@@ -262,7 +264,8 @@ impl<'a> Manifest<'a> {
         });
         let ascending = |table: &[u32], step: u32| {
             let in_image = table.last().is_none_or(|last| *last < header.image_end);
-            in_image && table.windows(2).all(|w| matches!(w, [a, b] if a.saturating_add(step) <= *b))
+            in_image
+                && table.windows(2).all(|w| matches!(w, [a, b] if a.saturating_add(step) <= *b))
         };
         let tables_sorted = ascending(functions, 1)
             && ascending(traced, TRACED_LENGTH)

@@ -236,7 +236,8 @@ mod tests {
                 writer.finish().unwrap()
             }
             Compression::Bzip2 => {
-                let mut encoder = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::best());
+                let mut encoder =
+                    bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::best());
                 std::io::Write::write_all(&mut encoder, data).unwrap();
                 encoder.finish().unwrap()
             }
@@ -271,7 +272,8 @@ mod tests {
 
     #[test]
     fn bzip2_has_many_blocks() {
-        let data: Vec<u8> = (0_u32..700_000).flat_map(|n| (n.wrapping_mul(2_654_435_761)).to_le_bytes()).collect();
+        let data: Vec<u8> =
+            (0_u32..700_000).flat_map(|n| (n.wrapping_mul(2_654_435_761)).to_le_bytes()).collect();
         assert_eq!(decompress(&compressed(Compression::Bzip2, &data)), Ok(data));
     }
 

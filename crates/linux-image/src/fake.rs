@@ -25,8 +25,7 @@ pub enum Era {
     V7_2,
 }
 
-pub const ERAS: [Era; 6] =
-    [Era::V6_1, Era::V6_2, Era::V6_4, Era::V6_15, Era::V7_0, Era::V7_2];
+pub const ERAS: [Era; 6] = [Era::V6_1, Era::V6_2, Era::V6_4, Era::V6_15, Era::V7_0, Era::V7_2];
 
 /// A symbol: address, then type letter and name.
 pub type FakeSymbol = (u64, String);
@@ -48,6 +47,8 @@ pub struct Fake {
     pub faulting: Vec<u32>,
     /// Addresses in the kprobe blacklist.
     pub blacklist: Vec<u64>,
+    /// Data with a symbol each, in read-only data.
+    pub named: Vec<(&'static str, Vec<u8>)>,
     /// Further symbols by address.
     pub symbols: Vec<FakeSymbol>,
 }
@@ -104,8 +105,14 @@ impl Fake {
             traced: vec![0, BASE + 0x300, BASE + 0x324, BASE + INIT],
             faulting: vec![0x412, 0x402, 0x20_0008],
             blacklist: vec![BASE + 0x300, BASE + 0x660],
+            named: vec![],
             symbols: symbols.map(|(offset, text)| (BASE + offset, text.to_string())).to_vec(),
         }
+    }
+
+    /// Puts these bytes, with this symbol, into the read-only data.
+    pub fn name(&mut self, name: &'static str, bytes: &[u8]) {
+        self.named.push((name, bytes.to_vec()));
     }
 
     /// Read-only data and all symbols, sorted as the kernel's build sorts them.
@@ -163,6 +170,10 @@ impl Fake {
         let mut symbols: Vec<_> =
             marks.iter().map(|&(offset, text)| (BASE + offset, text.to_string())).collect();
         symbols.extend(self.symbols.iter().cloned());
+        for (name, bytes) in &self.named {
+            symbols.push((BASE + RODATA + rodata.len() as u64, ["d", name].concat()));
+            rodata.extend(bytes);
+        }
         symbols.sort_by_key(|&(address, _)| address);
         rodata.resize(rodata.len().next_multiple_of(64), 0xa5);
         let tables = kallsyms(self.era, &symbols, BASE + RODATA + rodata.len() as u64);
@@ -218,7 +229,6 @@ pub fn elf(segments: &[(u64, &[u8])]) -> Vec<u8> {
     file
 }
 
-
 /// Byte values stand for themselves, 1 to 4 for common strings, the rest for nothing.
 fn token(value: u8) -> String {
     match value {
@@ -245,8 +255,7 @@ fn compressed(mut text: &str) -> Vec<u8> {
 pub fn kallsyms(era: Era, symbols: &[FakeSymbol], address: u64) -> Vec<u8> {
     let count = u32::try_from(symbols.len()).unwrap();
     let alignment = if era == Era::V7_2 { 4 } else { 8 };
-    let align =
-        |bytes: &mut Vec<u8>| bytes.resize(bytes.len().next_multiple_of(alignment), 0);
+    let align = |bytes: &mut Vec<u8>| bytes.resize(bytes.len().next_multiple_of(alignment), 0);
     let mut out = vec![];
     let offsets = |out: &mut Vec<u8>| {
         for (symbol, _) in symbols {

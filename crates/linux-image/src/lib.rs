@@ -19,6 +19,7 @@ mod decompress;
 mod error;
 #[cfg(test)]
 mod fake;
+pub mod inspect;
 mod kallsyms;
 mod kernel_table;
 mod layout;
@@ -35,6 +36,7 @@ mod write;
 
 pub use decompress::Compression;
 pub use error::ImageError;
+pub use inspect::Inspection;
 pub use pack::{pack, unpack};
 pub use table::{Summary, SymbolTable};
 pub use write::without_symbols;
@@ -46,6 +48,26 @@ use alloc::vec::Vec;
 /// # Errors
 /// See [`ImageError`].
 pub fn manifest(bzimage: &[u8]) -> Result<Vec<u8>, ImageError> {
+    opened(bzimage, |_, parts| finished(parts))
+}
+
+/// Reads a bzImage and says what is in it, and what that means for Ravelin.
+///
+/// # Errors
+/// See [`ImageError`]. A kernel that no manifest can be made of cannot be inspected either: the
+/// error is the answer.
+pub fn inspect(bzimage: &[u8]) -> Result<Inspection, ImageError> {
+    opened(bzimage, |vmlinux, parts| {
+        let manifest = finished(parts)?;
+        Inspection::new(vmlinux, parts, &manifest)
+    })
+}
+
+/// Gives the decompressed kernel and its parts to `read`.
+fn opened<R>(
+    bzimage: &[u8],
+    read: impl FnOnce(&[u8], &write::Parts<'_>) -> Result<R, ImageError>,
+) -> Result<R, ImageError> {
     let setup = setup::parse(bzimage)?;
     let vmlinux = decompress::decompress(setup.payload)?;
     let image = vmlinux::Image::parse(&vmlinux)?;
@@ -63,6 +85,10 @@ pub fn manifest(bzimage: &[u8]) -> Result<Vec<u8>, ImageError> {
         faulting: &probe_rules::faulting(&image, &symbols, &layout)?,
         unprobed: &probe_rules::unprobed(&image, &symbols, &layout)?,
     };
+    read(&vmlinux, &parts)
+}
+
+fn finished(parts: &write::Parts<'_>) -> Result<Vec<u8>, ImageError> {
     let manifest = parts.write()?;
     table::check(&manifest)?;
     Ok(manifest)

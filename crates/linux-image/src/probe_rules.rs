@@ -61,7 +61,8 @@ pub fn unprobed(
     // Parts that the compiler split off a listed function ("name.cold") are listed with it.
     let stem = |symbol: &Symbol<'_>| symbol.name.split_once('.').map(|(stem, _)| stem.len());
     let at_listed = |symbol: &Symbol<'_>| listed.contains(&symbol.address);
-    let names: BTreeSet<&str> = symbols.iter().filter(at_listed).map(|symbol| symbol.name).collect();
+    let names: BTreeSet<&str> =
+        symbols.iter().filter(at_listed).map(|symbol| symbol.name).collect();
     let mut starts: Vec<u64> = symbols.iter().map(|symbol| symbol.address).collect();
     starts.sort_unstable();
     for symbol in symbols.iter().filter(Symbol::is_text) {

@@ -39,11 +39,7 @@ impl Trace {
     ///
     /// # Errors
     /// `MissingSymbol`, `MalformedTable`.
-    pub fn find(
-        image: &Image<'_>,
-        symbols: &Symbols,
-        layout: &Layout,
-    ) -> Result<Self, ImageError> {
+    pub fn find(image: &Image<'_>, symbols: &Symbols, layout: &Layout) -> Result<Self, ImageError> {
         let names = ["__start_mcount_loc", "__stop_mcount_loc"];
         let table = KernelTable::find(image, symbols, names, MCOUNT)?;
         let finder = Finder { image, layout };
@@ -57,7 +53,9 @@ impl Trace {
             match finder.instruction(place) {
                 [0x0f, 0x1f, 0x44, 0, 0, ..] => {}
                 [0xe8, ..] if finder.destination(place, 5) == fentry => {}
-                _ => return Err(malformed(MCOUNT, address, "it names no place that can be traced")),
+                _ => {
+                    return Err(malformed(MCOUNT, address, "it names no place that can be traced"));
+                }
             }
             traced.push(offset);
         }

@@ -4,8 +4,8 @@ use crate::ImageError;
 use crate::kallsyms::{Symbol, Symbols};
 use crate::layout::Layout;
 use crate::table::checked;
-use crate::vmlinux::Image;
 use crate::trace::Trace;
+use crate::vmlinux::Image;
 use abi::manifest::{Header, MAGIC, MAX_LENGTH, Site, Span, Table, UNDIGESTED, VERSION};
 use alloc::vec::Vec;
 use zerocopy::IntoBytes;
@@ -148,7 +148,9 @@ impl Parts<'_> {
             .iter()
             .filter_map(|symbol| Some((self.image.offset(symbol.address)?, symbol)))
             .filter(|&(offset, symbol)| {
-                offset <= self.layout.image_end && !is_export(symbol.name) && !is_padding(symbol.name)
+                offset <= self.layout.image_end
+                    && !is_export(symbol.name)
+                    && !is_padding(symbol.name)
             })
             .collect();
         symbols.sort_by_key(|&(offset, _)| offset);

@@ -51,12 +51,7 @@ impl<'a> Names<'a> {
             .find(|names| names.agree_with_markers().is_some())
     }
 
-    fn at(
-        segment: &'a [u8],
-        tokens: &Tokens<'_>,
-        start: usize,
-        alignment: usize,
-    ) -> Option<Self> {
+    fn at(segment: &'a [u8], tokens: &Tokens<'_>, start: usize, alignment: usize) -> Option<Self> {
         let count = size_at(segment, start)?;
         let bytes = segment.get(start + alignment..tokens.start)?;
         let possible = (1..=SYMBOL_LIMIT).contains(&count) && count * 2 <= bytes.len();
@@ -103,7 +98,8 @@ impl<'a> Names<'a> {
             }
         }
         let after = (markers + positions.len() * 4).next_multiple_of(self.alignment);
-        let after_sequence = (after + self.count * SEQUENCE_LENGTH).next_multiple_of(self.alignment);
+        let after_sequence =
+            (after + self.count * SEQUENCE_LENGTH).next_multiple_of(self.alignment);
         [after, after_sequence].contains(&self.bytes.len()).then_some(())
     }
 
