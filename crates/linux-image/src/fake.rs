@@ -191,7 +191,15 @@ impl Fake {
         let mut first = self.text.clone();
         first.resize(usize::try_from(RODATA).unwrap(), 0xcc);
         first.extend(rodata);
-        elf(&[(0, &[1, 2, 3]), (BASE, &first), (BASE + INIT, &self.init_text)])
+        let text = self.text.len() as u64;
+        let sections = [
+            (".text", BASE, text, 6),
+            (".rodata", BASE + RODATA, first.len() as u64 - RODATA, 2),
+            (".init.text", BASE + INIT, self.init_text.len() as u64, 6),
+            (".comment", 0, 3, 0),
+        ];
+        let file = elf(&[(0, &[1, 2, 3]), (BASE, &first), (BASE + INIT, &self.init_text)]);
+        with_sections(file, &sections)
     }
 
     pub fn bzimage(&self) -> Vec<u8> {
@@ -226,6 +234,33 @@ pub fn elf(segments: &[(u64, &[u8])]) -> Vec<u8> {
     for (_, bytes) in segments {
         push(bytes);
     }
+    file
+}
+
+/// Puts headers of these sections (name, address, length, flags) at the end of an ELF file.
+fn with_sections(mut file: Vec<u8>, sections: &[(&str, u64, u64, u64)]) -> Vec<u8> {
+    let mut names = vec![0];
+    let mut headers = vec![0; 64];
+    let strings = (".shstrtab", 0, 0, 0);
+    for &(name, address, length, flags) in sections.iter().chain([&strings]) {
+        let kind: u32 = if name == strings.0 { 3 } else { 1 };
+        headers.extend(u32::try_from(names.len()).unwrap().to_le_bytes());
+        headers.extend(kind.to_le_bytes());
+        for word in [flags, address, 0, length, 0, 1, 0] {
+            headers.extend(word.to_le_bytes());
+        }
+        names.extend(name.bytes().chain([0]));
+    }
+    let last = headers.len() - 64;
+    headers[last + 24..last + 32].copy_from_slice(&(file.len() as u64).to_le_bytes());
+    headers[last + 32..last + 40].copy_from_slice(&(names.len() as u64).to_le_bytes());
+    file.extend(names);
+    let start = file.len() as u64;
+    file[40..48].copy_from_slice(&start.to_le_bytes());
+    let count = u16::try_from(headers.len() / 64).unwrap();
+    file[60..62].copy_from_slice(&count.to_le_bytes());
+    file[62..64].copy_from_slice(&(count - 1).to_le_bytes());
+    file.extend(headers);
     file
 }
 

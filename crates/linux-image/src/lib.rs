@@ -15,6 +15,8 @@ extern crate alloc;
 extern crate std;
 
 mod bytes;
+#[cfg(test)]
+mod damage;
 mod decompress;
 mod error;
 #[cfg(test)]
@@ -25,6 +27,8 @@ mod kernel_table;
 mod layout;
 mod pack;
 mod probe_rules;
+#[cfg(test)]
+mod real;
 mod setup;
 mod sites;
 mod table;
@@ -70,13 +74,23 @@ fn opened<R>(
 ) -> Result<R, ImageError> {
     let setup = setup::parse(bzimage)?;
     let vmlinux = decompress::decompress(setup.payload)?;
-    let image = vmlinux::Image::parse(&vmlinux)?;
+    opened_vmlinux(&vmlinux, bzimage, &setup.release, |parts| read(&vmlinux, parts))
+}
+
+/// Gives the parts of a decompressed kernel, which came from `file`, to `read`.
+fn opened_vmlinux<R>(
+    vmlinux: &[u8],
+    file: &[u8],
+    release: &str,
+    read: impl FnOnce(&write::Parts<'_>) -> Result<R, ImageError>,
+) -> Result<R, ImageError> {
+    let image = vmlinux::Image::parse(vmlinux)?;
     let symbols = kallsyms::Symbols::find(&image)?;
     let layout = layout::Layout::find(&image, &symbols)?;
     let (sites, trace) = sites::find(&image, &symbols, &layout)?;
     let parts = write::Parts {
-        file: bzimage,
-        release: &setup.release,
+        file,
+        release,
         image: &image,
         symbols: &symbols,
         layout: &layout,
@@ -85,7 +99,7 @@ fn opened<R>(
         faulting: &probe_rules::faulting(&image, &symbols, &layout)?,
         unprobed: &probe_rules::unprobed(&image, &symbols, &layout)?,
     };
-    read(&vmlinux, &parts)
+    read(&parts)
 }
 
 fn finished(parts: &write::Parts<'_>) -> Result<Vec<u8>, ImageError> {

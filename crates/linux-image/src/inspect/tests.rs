@@ -48,6 +48,18 @@ fn options_are_read_from_what_they_leave_behind() {
 }
 
 #[test]
+fn sections_and_shared_pages_are_listed() {
+    let inspection = inspected(&Fake::new(Era::V6_4));
+    let names: Vec<&str> = inspection.sections.iter().map(|s| s.name.as_str()).collect();
+    assert_eq!(names, [".text", ".rodata", ".init.text"]);
+    let text = &inspection.sections[0];
+    assert_eq!((text.offset, text.end(), text.writable, text.executable), (0, 0x1ff0, false, true));
+    let shared: Vec<_> =
+        inspection.shared.iter().map(|s| (s.what.as_str(), s.offset, s.length, s.pages)).collect();
+    assert_eq!(shared, [("after _etext", 0x1ff0, 16, 1)]);
+}
+
+#[test]
 fn the_boot_stub_tells_of_kaslr() {
     let mut file = Fake::new(Era::V6_4).bzimage();
     file.extend(b"...KASLR disabled: 'nokaslr' on cmdline.\0");
