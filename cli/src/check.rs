@@ -39,16 +39,18 @@ pub fn cpus(text: &str) -> anyhow::Result<usize> {
     Ok(cpus)
 }
 
-/// Largest kernel file in bytes; Debian's have 8 to 15 MiB.
-pub const KERNEL_LIMIT: u64 = 256 << 20;
-/// Largest initial file system in bytes. It has to lie below 4 GiB together with all else.
-pub const INITRD_LIMIT: u64 = 3 << 30;
+/// No file that is read whole is longer, in bytes: what a machine boots must fit below 4 GiB.
+const FILE_LIMIT: u64 = 2 << 30;
 
-/// Reads the file that was given as `role` (kernel, initrd, ...), up to `limit` bytes long.
+/// Reads the file that was given as `role` (kernel, initrd, ...).
 ///
 /// # Errors
-/// It cannot be read, is empty, or is longer.
-pub fn read(role: &str, path: &Path, limit: u64) -> anyhow::Result<Vec<u8>> {
+/// It cannot be read, is empty, or is longer than 2 GiB.
+pub fn read(role: &str, path: &Path) -> anyhow::Result<Vec<u8>> {
+    read_at_most(FILE_LIMIT, role, path)
+}
+
+fn read_at_most(limit: u64, role: &str, path: &Path) -> anyhow::Result<Vec<u8>> {
     let cannot = || format!("cannot read the {role} {}", path.display());
     let file = File::open(path).with_context(cannot)?;
     let mut bytes = Vec::new();
@@ -181,8 +183,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
         std::fs::write(&path, "12345").unwrap();
-        assert_eq!(read("kernel", &path, 5).unwrap(), b"12345");
-        let error = |path: &Path, limit| read("kernel", path, limit).unwrap_err().to_string();
+        assert_eq!(read_at_most(5, "kernel", &path).unwrap(), b"12345");
+        let error =
+            |path: &Path, limit| read_at_most(limit, "kernel", path).unwrap_err().to_string();
         assert!(error(&path, 4).contains("4 bytes are the limit"));
         assert!(error(Path::new("/dev/zero"), 1 << 20).contains("too long"));
         assert!(error(Path::new("/dev/null"), 5).contains("empty"));

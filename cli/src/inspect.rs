@@ -18,7 +18,7 @@ use zerocopy::IntoBytes;
 /// # Errors
 /// The kernel cannot be read, or Ravelin cannot run it: the message says why.
 pub fn inspect(args: &Inspect) -> anyhow::Result<ExitCode> {
-    let kernel = check::read("kernel", &args.kernel, check::KERNEL_LIMIT)?;
+    let kernel = check::read("kernel", &args.kernel)?;
     let name = || format!("Ravelin cannot run {}", args.kernel.display());
     let inspection = linux_image::inspect(&kernel).with_context(name)?;
     let mut blocks = blocks(&inspection);

@@ -18,9 +18,9 @@ use zerocopy::IntoBytes;
 pub fn iso(args: &Iso) -> anyhow::Result<ExitCode> {
     grub::check()?;
     grub::check_uefi()?;
-    let kernel = check::read("kernel", &args.kernel, check::KERNEL_LIMIT)?;
+    let kernel = check::read("kernel", &args.kernel)?;
     check::bzimage(&args.kernel, &kernel)?;
-    check::read("initrd", &args.initrd, check::INITRD_LIMIT)?;
+    check::read("initrd", &args.initrd)?;
     let policy = args.policy.as_deref().map_or_else(|| Ok(Policy::default()), policy::load)?;
     let hypervisor = check::hypervisor(args.hypervisor.as_deref())?;
     let manifest = machine::manifest(&args.kernel, &kernel, args.manifest.as_deref())?;

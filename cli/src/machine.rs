@@ -177,9 +177,9 @@ impl Machine {
     /// An input is missing or is not what it should be, or this host lacks something.
     pub fn prepare(&self) -> anyhow::Result<Vec<u8>> {
         self.program()?;
-        let kernel = check::read("kernel", &self.kernel, check::KERNEL_LIMIT)?;
+        let kernel = check::read("kernel", &self.kernel)?;
         check::bzimage(&self.kernel, &kernel)?;
-        check::read("initrd", &self.initrd, check::INITRD_LIMIT)?;
+        check::read("initrd", &self.initrd)?;
         if self.accel == Accel::Kvm {
             check::kvm(matches!(self.protection, Protection::Ravelin { .. }))?;
         }
@@ -332,7 +332,7 @@ fn spawn(command: &mut Command) -> anyhow::Result<Child> {
 pub fn manifest(kernel: &Path, bytes: &[u8], given: Option<&Path>) -> anyhow::Result<Vec<u8>> {
     match given {
         Some(path) => {
-            let file = check::read("manifest", path, abi::manifest::MAX_LENGTH.into())?;
+            let file = check::read("manifest", path)?;
             let unpacked = linux_image::unpack(&file)
                 .with_context(|| format!("the manifest {} cannot be used", path.display()))?;
             // What is not packed goes as it is: refusing it is the hypervisor's part.

@@ -14,7 +14,7 @@ use std::process::ExitCode;
 /// # Errors
 /// The kernel cannot be read or is none, or the manifest cannot be written.
 pub fn prepare(args: &Prepare) -> anyhow::Result<ExitCode> {
-    let kernel = check::read("kernel", &args.kernel, check::KERNEL_LIMIT)?;
+    let kernel = check::read("kernel", &args.kernel)?;
     let bytes = cache::make(&kernel)
         .with_context(|| format!("no manifest can be made of {}", args.kernel.display()))?;
     let packed = linux_image::pack(&bytes);

@@ -16,24 +16,23 @@ fn bzimage(stream: &[u8], size: u32) -> Vec<u8> {
     image[0x1f1] = 4;
     image[0x202..0x206].copy_from_slice(b"HdrS");
     image[0x206..0x208].copy_from_slice(&0x020f_u16.to_le_bytes());
-    let length = u32::try_from(stream.len() + 4).unwrap();
-    image[0x24c..0x250].copy_from_slice(&length.to_le_bytes());
+    let length = stream.len() as u64 + 4;
+    image[0x24c..0x250].copy_from_slice(&length.to_le_bytes()[..4]);
     image.extend(stream);
     image.extend(size.to_le_bytes());
     image
 }
 
-/// The error that reading `file` ends in, and the most memory that it took beyond the file.
-fn refused(file: &[u8]) -> (ImageError, usize) {
-    let before = MEMORY.current_usage();
-    MEMORY.reset_peak_usage();
-    let error = manifest(file).unwrap_err();
-    assert_eq!(inspect(file).unwrap_err(), error);
-    (error, MEMORY.peak_usage().saturating_sub(before))
-}
-
 #[test]
 fn memory_is_bounded() {
+    // The error that reading `file` ends in, and the most memory that it took beyond the file.
+    let refused = |file: &[u8]| {
+        let before = MEMORY.current_usage();
+        MEMORY.reset_peak_usage();
+        let error = manifest(file).unwrap_err();
+        assert_eq!(inspect(file).unwrap_err(), error);
+        (error, MEMORY.peak_usage().saturating_sub(before))
+    };
     let streams: [(&str, Vec<u8>); 6] = [
         ("gzip", [&[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3][..], &[0xff; 60]].concat()),
         ("bzip2", [&b"BZh9\x31\x41\x59\x26\x53\x59"[..], &[0xff; 60]].concat()),
