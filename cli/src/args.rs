@@ -136,6 +136,10 @@ pub struct Prepare {
     /// Where to write the manifest
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
+    /// Write just what the hypervisor loads, for a boot loader of your own: without symbols and
+    /// not packed
+    #[arg(long)]
+    pub resident: bool,
     /// Print the summary as JSON
     #[arg(long)]
     pub json: bool,

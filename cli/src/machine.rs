@@ -335,7 +335,7 @@ pub fn manifest(kernel: &Path, bytes: &[u8], given: Option<&Path>) -> anyhow::Re
             let file = check::read("manifest", path)?;
             let unpacked = linux_image::unpack(&file)
                 .with_context(|| format!("the manifest {} cannot be used", path.display()))?;
-            // What is not packed goes as it is: refusing it is the hypervisor's part.
+            // What is not packed goes as it is: judging it is the hypervisor's part.
             Ok(unpacked.unwrap_or(file))
         }
         None => cache::manifest(bytes)

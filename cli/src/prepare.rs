@@ -17,9 +17,13 @@ pub fn prepare(args: &Prepare) -> anyhow::Result<ExitCode> {
     let kernel = check::read("kernel", &args.kernel)?;
     let bytes = cache::make(&kernel)
         .with_context(|| format!("no manifest can be made of {}", args.kernel.display()))?;
-    let packed = linux_image::pack(&bytes);
-    cache::write_atomically(&args.output, &packed)?;
-    let summary = rows(&Summary::from_manifest(&bytes)?, packed.len());
+    let file = if args.resident {
+        linux_image::without_symbols(&bytes)?
+    } else {
+        linux_image::pack(&bytes)
+    };
+    cache::write_atomically(&args.output, &file)?;
+    let summary = rows(&Summary::from_manifest(&bytes)?, file.len());
     if args.json {
         anstream::println!("{}", Value::Object(summary));
     } else {
