@@ -8,7 +8,7 @@ use anyhow::Context;
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{ContentArrangement, Table};
 use linux_image::{Inspection, SymbolTable};
-use ravelin::{cache, check};
+use ravelin::check;
 use serde_json::{Map, Value, json};
 use std::process::ExitCode;
 use zerocopy::IntoBytes;
@@ -23,7 +23,7 @@ pub fn inspect(args: &Inspect) -> anyhow::Result<ExitCode> {
     let inspection = linux_image::inspect(&kernel).with_context(name)?;
     let mut blocks = blocks(&inspection);
     if args.sites {
-        blocks.push(sites(&cache::make(&kernel)?)?);
+        blocks.push(sites(&inspection.manifest)?);
     }
     if args.json {
         let object: Map<_, _> = blocks.into_iter().map(|b| (b.name.to_owned(), b.json())).collect();

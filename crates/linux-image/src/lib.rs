@@ -61,10 +61,7 @@ pub fn manifest(bzimage: &[u8]) -> Result<Vec<u8>, ImageError> {
 /// See [`ImageError`]. A kernel that no manifest can be made of cannot be inspected either: the
 /// error is the answer.
 pub fn inspect(bzimage: &[u8]) -> Result<Inspection, ImageError> {
-    opened(bzimage, |vmlinux, parts| {
-        let manifest = finished(parts)?;
-        Inspection::new(vmlinux, parts, &manifest)
-    })
+    opened(bzimage, |vmlinux, parts| Inspection::new(vmlinux, parts, finished(parts)?))
 }
 
 /// Gives the decompressed kernel and its parts to `read`.

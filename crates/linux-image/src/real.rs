@@ -129,7 +129,7 @@ fn a_damaged_real_kernel_is_no_panic() {
             let _ = opened_vmlinux(&bad, file, "", |parts| {
                 let bytes = finished(parts)?;
                 assert!(SymbolTable::from_manifest(&bytes).is_ok());
-                Inspection::new(&bad, parts, &bytes)
+                Inspection::new(&bad, parts, bytes)
             });
         }
     });

@@ -97,3 +97,6 @@ impl Trace {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

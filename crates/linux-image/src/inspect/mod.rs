@@ -38,15 +38,17 @@ pub struct Inspection {
     pub keys: Keys,
     /// What Ravelin can and cannot enforce.
     pub outlook: Vec<Outlook>,
+    /// The manifest, with every single site.
+    pub manifest: Vec<u8>,
 }
 
 impl Inspection {
     pub(crate) fn new(
         vmlinux: &[u8],
         parts: &Parts<'_>,
-        manifest: &[u8],
+        manifest: Vec<u8>,
     ) -> Result<Self, ImageError> {
-        let summary = Summary::from_manifest(manifest)?;
+        let summary = Summary::from_manifest(&manifest)?;
         let sections = sections::of(vmlinux, parts.image);
         let shared = pages::shared(&sections, parts.layout);
         let settings = config::settings(parts)?;
@@ -60,6 +62,7 @@ impl Inspection {
             settings,
             keys: Keys::find(parts.image, parts.symbols),
             outlook,
+            manifest,
         })
     }
 }
