@@ -7,6 +7,7 @@ use crate::ImageError;
 use crate::bytes::{array, size_at};
 use alloc::format;
 use alloc::string::String;
+use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt;
 use lzma_rust2::{LzmaReader, Read, XzReader};
@@ -90,9 +91,8 @@ pub fn decompress(payload: &[u8]) -> Result<Vec<u8>, ImageError> {
     if size == 0 || size > LIMIT {
         return Err(ImageError::Size { size: size as u64, limit: LIMIT as u64 });
     }
-    let mut output = Vec::new();
-    output.try_reserve_exact(size).map_err(|error| failed(format!("{error}")))?;
-    output.resize(size, 0);
+    // Zeroed by the system page by page as it is filled: a wrong size costs nothing.
+    let mut output = vec![0; size];
     let decoded = match method {
         Compression::Gzip => gzip(stream, &mut output),
         Compression::Xz => {
@@ -207,7 +207,6 @@ fn lz4(stream: &[u8], output: &mut [u8]) -> Result<usize, String> {
 mod tests {
     use super::*;
     use crate::fake;
-    use alloc::vec;
     use lzma_rust2::{FilterType, LzmaOptions, LzmaWriter, Write, XzOptions, XzWriter};
     use proptest::prelude::*;
     use ruzstd::encoding::{CompressionLevel, compress_to_vec};
