@@ -20,6 +20,8 @@ pub enum Command {
     Iso(Iso),
     /// Write the manifest of a kernel, which tells the hypervisor what it must know about it
     Prepare(Prepare),
+    /// Print what a kernel holds, and what Ravelin can and cannot enforce on it
+    Inspect(Inspect),
     /// Work with policy files
     #[command(subcommand)]
     Policy(PolicyCommand),
@@ -134,7 +136,23 @@ pub struct Prepare {
     /// Where to write the manifest
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
+    /// Write just what the hypervisor loads, for a boot loader of your own: without symbols and
+    /// not packed
+    #[arg(long)]
+    pub resident: bool,
     /// Print the summary as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(clap::Args)]
+pub struct Inspect {
+    /// Kernel: a bzImage, such as /boot/vmlinuz-...
+    pub kernel: PathBuf,
+    /// List every single patch site too
+    #[arg(long)]
+    pub sites: bool,
+    /// Print the same as JSON
     #[arg(long)]
     pub json: bool,
 }

@@ -46,7 +46,7 @@ fn manifest_in(
 ) -> anyhow::Result<Vec<u8>> {
     let digest = abi::digest(kernel);
     let path = directory.join(format!("{digest:016x}-{:x}.manifest-{VERSION}", kernel.len()));
-    if let Some(bytes) = fresh(&path) {
+    if let Some(bytes) = fresh(&path).and_then(|packed| linux_image::unpack(&packed).ok()?) {
         let known = Summary::from_manifest(&bytes).ok();
         let known = known.map(|summary| (summary.kernel_length, summary.kernel_digest));
         if known == Some((kernel.len() as u64, digest)) {
@@ -55,7 +55,7 @@ fn manifest_in(
     }
     let bytes = make(kernel)?;
     // Without the cache the manifest is only slower to come by next time.
-    let _ = write(directory, &path, &bytes);
+    let _ = write(directory, &path, &linux_image::pack(&bytes));
     Ok(bytes)
 }
 

@@ -2,6 +2,8 @@
 //! where, and what to do next.
 
 use anyhow::{Context, bail, ensure};
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// A machine has at least this many bytes of memory.
@@ -37,14 +39,28 @@ pub fn cpus(text: &str) -> anyhow::Result<usize> {
     Ok(cpus)
 }
 
+/// No file that is read whole is longer, in bytes: what a machine boots must fit below 4 GiB.
+const FILE_LIMIT: u64 = 2 << 30;
+
 /// Reads the file that was given as `role` (kernel, initrd, ...).
 ///
 /// # Errors
-/// It cannot be read, or is empty.
+/// It cannot be read, is empty, or is longer than 2 GiB.
 pub fn read(role: &str, path: &Path) -> anyhow::Result<Vec<u8>> {
-    let bytes = std::fs::read(path)
-        .with_context(|| format!("cannot read the {role} {}", path.display()))?;
+    read_at_most(FILE_LIMIT, role, path)
+}
+
+fn read_at_most(limit: u64, role: &str, path: &Path) -> anyhow::Result<Vec<u8>> {
+    let cannot = || format!("cannot read the {role} {}", path.display());
+    let file = File::open(path).with_context(cannot)?;
+    let mut bytes = Vec::new();
+    file.take(limit.saturating_add(1)).read_to_end(&mut bytes).with_context(cannot)?;
     ensure!(!bytes.is_empty(), "the {role} {} is empty", path.display());
+    ensure!(
+        bytes.len() as u64 <= limit,
+        "the {role} {} is too long: {limit} bytes are the limit; is it the right file?",
+        path.display()
+    );
     Ok(bytes)
 }
 
@@ -160,6 +176,20 @@ mod tests {
         {
             assert!(memory(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn files_are_read_up_to_their_limit() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        std::fs::write(&path, "12345").unwrap();
+        assert_eq!(read_at_most(5, "kernel", &path).unwrap(), b"12345");
+        let error =
+            |path: &Path, limit| read_at_most(limit, "kernel", path).unwrap_err().to_string();
+        assert!(error(&path, 4).contains("4 bytes are the limit"));
+        assert!(error(Path::new("/dev/zero"), 1 << 20).contains("too long"));
+        assert!(error(Path::new("/dev/null"), 5).contains("empty"));
+        assert!(error(folder.path(), 5).contains("cannot read the kernel"));
     }
 
     #[test]

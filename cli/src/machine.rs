@@ -331,7 +331,13 @@ fn spawn(command: &mut Command) -> anyhow::Result<Child> {
 /// The file cannot be read, or no manifest can be made.
 pub fn manifest(kernel: &Path, bytes: &[u8], given: Option<&Path>) -> anyhow::Result<Vec<u8>> {
     match given {
-        Some(path) => check::read("manifest", path),
+        Some(path) => {
+            let file = check::read("manifest", path)?;
+            let unpacked = linux_image::unpack(&file)
+                .with_context(|| format!("the manifest {} cannot be used", path.display()))?;
+            // What is not packed goes as it is: judging it is the hypervisor's part.
+            Ok(unpacked.unwrap_or(file))
+        }
         None => cache::manifest(bytes)
             .with_context(|| format!("no manifest can be made of {}", kernel.display())),
     }

@@ -8,8 +8,12 @@ use anyhow::Context;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::io::Read;
 use std::path::Path;
 use toml::Spanned;
+
+/// Longest policy file, in bytes.
+const LIMIT: u64 = 1 << 20;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -48,9 +52,18 @@ struct File {
 /// # Errors
 /// The file cannot be read, or is no policy: the message names the line and what is allowed there.
 pub fn load(path: &Path) -> anyhow::Result<Policy> {
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("cannot read the policy file {}", path.display()))?;
+    let text = read(path)?;
     parse(&text).with_context(|| format!("the policy file {} is not valid", path.display()))
+}
+
+fn read(path: &Path) -> anyhow::Result<String> {
+    let cannot = || format!("cannot read the policy file {}", path.display());
+    let mut text = String::new();
+    let file = std::fs::File::open(path).with_context(cannot)?;
+    file.take(LIMIT + 1).read_to_string(&mut text).with_context(cannot)?;
+    let fits = text.len() as u64 <= LIMIT;
+    anyhow::ensure!(fits, "the policy file {} is longer than {LIMIT} bytes", path.display());
+    Ok(text)
 }
 
 /// Reads the text of a policy file.

@@ -17,8 +17,13 @@ pub fn prepare(args: &Prepare) -> anyhow::Result<ExitCode> {
     let kernel = check::read("kernel", &args.kernel)?;
     let bytes = cache::make(&kernel)
         .with_context(|| format!("no manifest can be made of {}", args.kernel.display()))?;
-    cache::write_atomically(&args.output, &bytes)?;
-    let summary = rows(&Summary::from_manifest(&bytes)?);
+    let file = if args.resident {
+        linux_image::without_symbols(&bytes)?
+    } else {
+        linux_image::pack(&bytes)
+    };
+    cache::write_atomically(&args.output, &file)?;
+    let summary = rows(&Summary::from_manifest(&bytes)?, file.len());
     if args.json {
         anstream::println!("{}", Value::Object(summary));
     } else {
@@ -33,7 +38,7 @@ pub fn prepare(args: &Prepare) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn rows(summary: &Summary) -> Map<String, Value> {
+fn rows(summary: &Summary, file_bytes: usize) -> Map<String, Value> {
     let calls = [summary.static_calls, summary.static_tail_calls, summary.static_conditionals];
     let rows = [
         ("kernel", json!(summary.release)),
@@ -44,9 +49,11 @@ fn rows(summary: &Summary) -> Map<String, Value> {
         ("ro_after_init_bytes", json!(summary.ro_after_init.length())),
         ("jump_labels", json!(summary.jump_labels)),
         ("static_calls", json!(calls.iter().sum::<usize>())),
+        ("traced_functions", json!(summary.traced)),
+        ("faulting_instructions", json!(summary.faulting)),
         ("functions", json!(summary.functions)),
         ("symbols", json!(summary.symbols)),
-        ("manifest_bytes", json!(summary.total_length)),
+        ("file_bytes", json!(file_bytes)),
         ("resident_bytes", json!(summary.resident_length)),
     ];
     rows.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()

@@ -2,12 +2,16 @@
 //! check that fails, and ends with one line that counts.
 
 use crate::build::{On, build, build_hypervisor};
-use crate::packages::Flavour;
+use crate::packages::{Flavour, Kernel};
 use crate::progress::step;
 use crate::shell::{command, run as run_command, succeeds};
 use crate::{e2e, packages};
 use anyhow::{Context, ensure};
+use std::ffi::OsString;
 use std::process::Command;
+
+/// The variable that names the real kernels which unit tests read, with `:` between their paths.
+const KERNELS: &str = "RAVELIN_TEST_KERNELS";
 
 /// What can be typed after `test`.
 #[derive(clap::Args)]
@@ -47,15 +51,15 @@ pub fn run(args: &Args, install: bool) -> anyhow::Result<bool> {
 }
 
 fn run_all(args: &Args, install: bool, tally: &mut Tally) -> anyhow::Result<()> {
-    packages::prepare(&FLAVOURS, install)?;
+    let kernels = packages::prepare(&FLAVOURS, install)?;
     if args.only.is_none() {
-        check_sources(install, tally)?;
+        check_sources(&kernels, install, tally)?;
     }
     let built = build(&FLAVOURS, &[On::Qemu, On::Bochs], install)?;
     e2e::run(&built, args.full, args.only.as_deref(), tally)
 }
 
-fn check_sources(install: bool, tally: &mut Tally) -> anyhow::Result<()> {
+fn check_sources(kernels: &[Kernel], install: bool, tally: &mut Tally) -> anyhow::Result<()> {
     for component in ["fmt", "clippy"] {
         component_is_there(component, install)?;
     }
@@ -70,7 +74,9 @@ fn check_sources(install: bool, tally: &mut Tally) -> anyhow::Result<()> {
     }
     step("build the hypervisor", build_hypervisor)?;
     // What the hypervisor decides is in the crates, where it is tested.
-    let tests = check("unit tests", tally, command("cargo", &["test"]).args(programs))?;
+    let mut tests = command("cargo", &["test"]);
+    tests.args(programs).env(KERNELS, named_kernels(kernels)?);
+    let tests = check("unit tests", tally, &mut tests)?;
     tally.passed += passed_in(&tests);
     for (name, packages) in [("programs", &programs[..]), ("hypervisor", &hypervisor[..])] {
         let mut docs = command("cargo", &["doc", "--quiet", "--no-deps"]);
@@ -78,6 +84,13 @@ fn check_sources(install: bool, tally: &mut Tally) -> anyhow::Result<()> {
         check(&format!("documentation, {name}"), tally, docs.env("RUSTDOCFLAGS", "-D warnings"))?;
     }
     Ok(())
+}
+
+/// The kernels that were fetched, and those that the caller names.
+fn named_kernels(fetched: &[Kernel]) -> anyhow::Result<OsString> {
+    let given = std::env::var_os(KERNELS).unwrap_or_default();
+    let fetched = fetched.iter().map(|kernel| kernel.image.clone());
+    Ok(std::env::join_paths(fetched.chain(std::env::split_paths(&given)))?)
 }
 
 fn check(name: &str, tally: &mut Tally, command: &mut Command) -> anyhow::Result<String> {

@@ -1,10 +1,16 @@
 //! The manifest: what the hypervisor must know about one kernel, made before boot by `ravelin
 //! prepare`.
 //!
-//! A manifest is a [`Header`], a table of [`Site`]s sorted by offset, a table of function entries
-//! (`u32` offsets, sorted) and the symbol text that only the host reads. Offsets count from the
-//! kernel's `_text`, whose run-time address KASLR chooses. The hypervisor keeps the first
-//! `resident_length` bytes and never reads the symbols.
+//! A manifest is a [`Header`], five tables, each sorted, and the symbol text that only the host
+//! reads. Offsets count from the kernel's `_text`, whose run-time address KASLR chooses. The
+//! hypervisor keeps the first `resident_length` bytes and never reads the symbols.
+//!
+//! What the kernel patches after its first user-mode instruction is in [`Manifest::sites`] and
+//! [`Manifest::traced`]. Alternatives, retpolines, return and ITS thunks, call thunks and the
+//! sealing of ENDBR are not there: in the kernel's own text Linux (looked at: 6.1, 6.12, 7.2) applies
+//! them in `alternative_instructions()`, which is init code that runs before any other CPU is up.
+//! One exception is known: a kernel that was started on one CPU of several takes its `lock`
+//! prefixes away and puts them back when the second CPU comes (`alternatives_enable_smp`).
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -16,7 +22,9 @@ pub const VERSION: u32 = 2;
 pub const MAX_LENGTH: u32 = 8 << 20;
 
 /// Bytes `[start, end)`, counted from `_text`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
 #[repr(C)]
 pub struct Span {
     /// First byte.
@@ -84,11 +92,24 @@ pub struct Header {
     pub return_zero: u32,
     /// Always 0.
     pub reserved: u32,
+    /// The code that `ftrace_caller` and `ftrace_regs_caller` are, entry to end; empty if the
+    /// kernel has none. Traced functions call these entries, or copies of this code in pages
+    /// outside the image.
+    pub tracers: [Span; 2],
     /// [`Site`]s.
     pub sites: Table,
     /// Function entries: `u32` offsets.
     pub functions: Table,
-    /// Symbols: `u32` offset, `u8` type, `u8` name length, name; unaligned; in order of offset.
+    /// Where the function tracer patches: `u32` offsets of [`TRACED_LENGTH`] bytes each, which are
+    /// a NOP or a call.
+    pub traced: Table,
+    /// Instructions of text that may fault because an exception-table entry tells where to go on:
+    /// `u32` offsets.
+    pub faulting: Table,
+    /// Text in which the kernel accepts no kprobe (its blacklist): [`Span`]s.
+    pub unprobed: Table,
+    /// Symbols in order of offset: their number (`u32`), then for all of them the distance from
+    /// the one before (LEB128), then the types (`u8`), then the names, each with a NUL.
     pub symbols: Table,
     /// The kernel's release and version, NUL-padded UTF-8.
     pub release: [u8; 64],
@@ -109,6 +130,8 @@ pub enum SiteKind {
     StaticTailCall = 3,
     /// Conditional static tail call: a conditional jump to a function; 6 bytes.
     StaticConditional = 4,
+    /// Inside the tracer (`ftrace_call`, `ftrace_regs_call`): a call of a function; 5 bytes.
+    TracerCall = 5,
 }
 
 impl SiteKind {
@@ -119,10 +142,14 @@ impl SiteKind {
             2 => Self::StaticCall,
             3 => Self::StaticTailCall,
             4 => Self::StaticConditional,
+            5 => Self::TracerCall,
             _ => return None,
         })
     }
 }
+
+/// Bytes at an offset of [`Header::traced`].
+pub const TRACED_LENGTH: u32 = 5;
 
 /// One patch site.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
@@ -154,6 +181,9 @@ pub struct Manifest<'a> {
     header: &'a Header,
     sites: &'a [Site],
     functions: &'a [u32],
+    traced: &'a [u32],
+    faulting: &'a [u32],
+    unprobed: &'a [Span],
 }
 
 /// Why bytes are no manifest.
@@ -215,8 +245,16 @@ impl<'a> Manifest<'a> {
         let kept = bytes.get(..header.resident_length as usize).ok_or(ManifestError::Truncated)?;
         let sites: &[Site] = table(kept, header.sites)?;
         let functions: &[u32] = table(kept, header.functions)?;
+        let traced: &[u32] = table(kept, header.traced)?;
+        let faulting: &[u32] = table(kept, header.faulting)?;
+        let unprobed: &[Span] = table(kept, header.unprobed)?;
+        let [first, second] = header.tracers;
         let spans = [header.text, header.rodata, header.ro_after_init, header.init_text];
-        let spans_fit = spans.iter().all(|s| s.start <= s.end && s.end <= header.image_end);
+        let spans_fit = spans
+            .iter()
+            .chain([&first, &second])
+            .chain(unprobed)
+            .all(|s| s.start <= s.end && s.end <= header.image_end);
         let sites_sorted =
             sites.windows(2).all(|w| matches!(w, [a, b] if a.end() <= u64::from(b.offset)));
         let sites_sane = sites.iter().all(|site| {
@@ -224,9 +262,17 @@ impl<'a> Manifest<'a> {
                 && matches!(site.length, 2 | 5 | 6)
                 && site.end() <= u64::from(header.image_end)
         });
-        let functions_sorted = functions.windows(2).all(|w| matches!(w, [a, b] if a < b));
-        if spans_fit && sites_sane && sites_sorted && functions_sorted {
-            Ok(Self { header, sites, functions })
+        let ascending = |table: &[u32], step: u32| {
+            let in_image = table.last().is_none_or(|last| *last < header.image_end);
+            in_image
+                && table.windows(2).all(|w| matches!(w, [a, b] if a.saturating_add(step) <= *b))
+        };
+        let tables_sorted = ascending(functions, 1)
+            && ascending(traced, TRACED_LENGTH)
+            && ascending(faulting, 1)
+            && unprobed.windows(2).all(|w| matches!(w, [a, b] if a.end <= b.start));
+        if spans_fit && sites_sane && sites_sorted && tables_sorted {
+            Ok(Self { header, sites, functions, traced, faulting, unprobed })
         } else {
             Err(ManifestError::Malformed)
         }
@@ -242,6 +288,21 @@ impl<'a> Manifest<'a> {
         self.sites
     }
 
+    /// Offsets at which the function tracer patches, ascending.
+    pub const fn traced(&self) -> &'a [u32] {
+        self.traced
+    }
+
+    /// Offsets of instructions that may fault, ascending.
+    pub const fn faulting(&self) -> &'a [u32] {
+        self.faulting
+    }
+
+    /// Text that takes no kprobes, ascending.
+    pub const fn unprobed(&self) -> &'a [Span] {
+        self.unprobed
+    }
+
     /// Whether the manifest was made from the kernel file of this length and digest.
     pub const fn belongs_to(&self, kernel_length: u64, kernel_digest: u64) -> bool {
         self.header.kernel_length == kernel_length && self.header.kernel_digest == kernel_digest
@@ -252,6 +313,20 @@ impl<'a> Manifest<'a> {
         let after = self.sites.partition_point(|site| u64::from(site.offset) <= offset);
         let site = self.sites.get(after.checked_sub(1)?)?;
         (offset < site.end()).then_some(site)
+    }
+
+    /// The traced place that holds byte `offset`, by its own offset.
+    pub fn traced_at(&self, offset: u64) -> Option<u32> {
+        let after = self.traced.partition_point(|&start| u64::from(start) <= offset);
+        let start = *self.traced.get(after.checked_sub(1)?)?;
+        (offset - u64::from(start) < u64::from(TRACED_LENGTH)).then_some(start)
+    }
+
+    /// Whether the kernel itself would accept a kprobe at `offset`, as far as its blacklist says.
+    pub fn may_probe(&self, offset: u64) -> bool {
+        let next = self.unprobed.partition_point(|span| u64::from(span.end) <= offset);
+        let listed = self.unprobed.get(next).is_some_and(|span| span.contains(offset));
+        self.header.text.contains(offset) && !listed
     }
 
     /// Whether a function starts at `offset`.

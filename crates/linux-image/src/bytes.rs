@@ -29,3 +29,8 @@ pub fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
 pub fn size_at(bytes: &[u8], at: usize) -> Option<usize> {
     u32_at(bytes, at).and_then(|value| usize::try_from(value).ok())
 }
+
+/// Whether `text` is somewhere in `bytes`.
+pub fn contains(bytes: &[u8], text: &[u8]) -> bool {
+    bytes.windows(text.len().max(1)).any(|window| window == text)
+}

@@ -7,6 +7,7 @@ use crate::ImageError;
 use crate::bytes::{array, size_at};
 use alloc::format;
 use alloc::string::String;
+use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt;
 use lzma_rust2::{LzmaReader, Read, XzReader};
@@ -34,7 +35,7 @@ pub enum Compression {
     Lz4,
     /// `CONFIG_KERNEL_LZMA`.
     Lzma,
-    /// `CONFIG_KERNEL_BZIP2`; not supported.
+    /// `CONFIG_KERNEL_BZIP2`.
     Bzip2,
     /// `CONFIG_KERNEL_LZO`; not supported.
     Lzo,
@@ -90,9 +91,8 @@ pub fn decompress(payload: &[u8]) -> Result<Vec<u8>, ImageError> {
     if size == 0 || size > LIMIT {
         return Err(ImageError::Size { size: size as u64, limit: LIMIT as u64 });
     }
-    let mut output = Vec::new();
-    output.try_reserve_exact(size).map_err(|error| failed(format!("{error}")))?;
-    output.resize(size, 0);
+    // Zeroed by the system page by page as it is filled: a wrong size costs nothing.
+    let mut output = vec![0; size];
     let decoded = match method {
         Compression::Gzip => gzip(stream, &mut output),
         Compression::Xz => {
@@ -103,9 +103,8 @@ pub fn decompress(payload: &[u8]) -> Result<Vec<u8>, ImageError> {
             .and_then(|reader| fill(reader, &mut output)),
         Compression::Zstd => zstd(stream, &mut output),
         Compression::Lz4 => lz4(stream, &mut output),
-        Compression::Bzip2 | Compression::Lzo => {
-            return Err(ImageError::UnsupportedCompression(method));
-        }
+        Compression::Bzip2 => bzip2(stream, &mut output),
+        Compression::Lzo => return Err(ImageError::UnsupportedCompression(method)),
     };
     match decoded {
         Ok(length) if length == size => Ok(output),
@@ -157,6 +156,29 @@ fn gzip_body(stream: &[u8]) -> Option<&[u8]> {
     Some(rest)
 }
 
+fn bzip2(stream: &[u8], output: &mut [u8]) -> Result<usize, String> {
+    let mut decoder = bzip2::Decompress::new(false);
+    loop {
+        let [read, written] = [decoder.total_in(), decoder.total_out()].map(index);
+        let rest = stream.get(read..).unwrap_or_default();
+        let space = output.get_mut(written..).unwrap_or_default();
+        let status = decoder.decompress(rest, space).map_err(|error| format!("{error}"))?;
+        let now = [decoder.total_in(), decoder.total_out()].map(index);
+        match status {
+            bzip2::Status::StreamEnd => return Ok(now[1]),
+            _ if now == [read, written] => {
+                return Err("it is cut off, or longer than the size at its end says".into());
+            }
+            _ => {}
+        }
+    }
+}
+
+/// A position in a slice; past every slice if it cannot be one.
+fn index(position: u64) -> usize {
+    usize::try_from(position).unwrap_or(usize::MAX)
+}
+
 fn zstd(stream: &[u8], output: &mut [u8]) -> Result<usize, String> {
     let mut decoder = FrameDecoder::new();
     decoder.set_max_window_size(WINDOW_LIMIT);
@@ -185,7 +207,6 @@ fn lz4(stream: &[u8], output: &mut [u8]) -> Result<usize, String> {
 mod tests {
     use super::*;
     use crate::fake;
-    use alloc::vec;
     use lzma_rust2::{FilterType, LzmaOptions, LzmaWriter, Write, XzOptions, XzWriter};
     use proptest::prelude::*;
     use ruzstd::encoding::{CompressionLevel, compress_to_vec};
@@ -213,14 +234,21 @@ mod tests {
                 writer.write_all(data).unwrap();
                 writer.finish().unwrap()
             }
+            Compression::Bzip2 => {
+                let mut encoder =
+                    bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::best());
+                std::io::Write::write_all(&mut encoder, data).unwrap();
+                encoder.finish().unwrap()
+            }
             Compression::Zstd => compress_to_vec(data, CompressionLevel::Fastest),
             _ => return fake::lz4(data),
         };
         fake::sized(payload, data)
     }
 
-    const METHODS: [Compression; 5] = [
+    const METHODS: [Compression; 6] = [
         Compression::Gzip,
+        Compression::Bzip2,
         Compression::Xz,
         Compression::Zstd,
         Compression::Lz4,
@@ -237,8 +265,15 @@ mod tests {
     fn unknown_and_unsupported_are_named() {
         assert_eq!(decompress(b"MZ\0\0abcd"), Err(ImageError::UnknownCompression(*b"MZ\0\0")));
         assert_eq!(decompress(b""), Err(ImageError::UnknownCompression([0; 4])));
-        let bzip2 = ImageError::UnsupportedCompression(Compression::Bzip2);
-        assert_eq!(decompress(b"BZh9....\x01\0\0\0"), Err(bzip2));
+        let lzo = ImageError::UnsupportedCompression(Compression::Lzo);
+        assert_eq!(decompress(b"\x89LZO....\x01\0\0\0"), Err(lzo));
+    }
+
+    #[test]
+    fn bzip2_has_many_blocks() {
+        let data: Vec<u8> =
+            (0_u32..700_000).flat_map(|n| (n.wrapping_mul(2_654_435_761)).to_le_bytes()).collect();
+        assert_eq!(decompress(&compressed(Compression::Bzip2, &data)), Ok(data));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! What can be wrong with a kernel file, as sentences for the person who chose it.
 
 use crate::Compression;
-use abi::manifest::ManifestError;
+use abi::manifest::{ManifestError, VERSION};
+use alloc::format;
 use alloc::string::String;
 
 /// Why no manifest can be made from a file, or none read.
@@ -37,7 +38,7 @@ pub enum ImageError {
     UnknownCompression([u8; 4]),
     /// A known method without a decoder here.
     #[error(
-        "the kernel is compressed with {0}, which is not supported; supported are gzip, xz, zstd, lz4 and lzma"
+        "the kernel is compressed with {0}, which is not supported; supported are gzip, bzip2, xz, lzma, lz4 and zstd"
     )]
     UnsupportedCompression(Compression),
     /// The decoder refused the payload.
@@ -94,12 +95,17 @@ pub enum ImageError {
     Manifest(ManifestError),
 }
 
-fn manifest_text(error: &ManifestError) -> &'static str {
-    match error {
+fn manifest_text(error: &ManifestError) -> String {
+    let text = match error {
         ManifestError::NotAManifest => "not a manifest: the magic number is missing",
         ManifestError::Truncated => "the manifest is truncated; prepare it again",
-        ManifestError::Version(_) => "the manifest has another version; prepare it again",
+        ManifestError::Version(version) => {
+            return format!(
+                "the manifest has layout version {version}, and this program reads version {VERSION}; prepare it again"
+            );
+        }
         ManifestError::Damaged => "the manifest is damaged: its digest is wrong; prepare it again",
         ManifestError::Malformed => "the manifest's tables are malformed; prepare it again",
-    }
+    };
+    text.into()
 }

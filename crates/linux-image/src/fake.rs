@@ -22,9 +22,10 @@ pub enum Era {
     V6_4,
     V6_15,
     V7_0,
+    V7_2,
 }
 
-pub const ERAS: [Era; 5] = [Era::V6_1, Era::V6_2, Era::V6_4, Era::V6_15, Era::V7_0];
+pub const ERAS: [Era; 6] = [Era::V6_1, Era::V6_2, Era::V6_4, Era::V6_15, Era::V7_0, Era::V7_2];
 
 /// A symbol: address, then type letter and name.
 pub type FakeSymbol = (u64, String);
@@ -40,6 +41,14 @@ pub struct Fake {
     pub jumps: Vec<(u32, u32)>,
     /// Offsets of static calls and the low bits of their keys.
     pub calls: Vec<(u32, u32)>,
+    /// Addresses in the table of traced functions.
+    pub traced: Vec<u64>,
+    /// Offsets in the exception table.
+    pub faulting: Vec<u32>,
+    /// Addresses in the kprobe blacklist.
+    pub blacklist: Vec<u64>,
+    /// Data with a symbol each, in read-only data.
+    pub named: Vec<(&'static str, Vec<u8>)>,
     /// Further symbols by address.
     pub symbols: Vec<FakeSymbol>,
 }
@@ -56,6 +65,9 @@ impl Fake {
         put(0x200, &[0xe8, 0xfb, 0x0f, 0, 0]);
         put(0x208, &[0xe9, 0xf3, 0x0f, 0, 0]);
         put(0x210, &[0x0f, 0x84, 0xea, 0x0f, 0, 0]);
+        put(0x300, &[0x0f, 0x1f, 0x44, 0, 0]);
+        put(0x324, &[0xe8, 0x57, 1, 0, 0]);
+        put(0x520, &[0xe8, 0xdb, 0xfd, 0xff, 0xff]);
         put(0x1200, &[0xe9, 0xfb, 0xf0, 0xff, 0xff, 0x0f, 0xb9, 0xcc]);
         put(0x1210, &[0xc3, 0xcc, 0xcc, 0xcc, 0xcc, 0x0f, 0xb9, 0xcc]);
         let mut init_text = vec![0x90; INIT_LENGTH];
@@ -66,6 +78,14 @@ impl Fake {
             (0x320, "tsecond"),
             (0x320, "Wsecond_alias"),
             (0x400, "T__x86_return_thunk"),
+            (0x480, "T__fentry__"),
+            (0x500, "Tftrace_caller"),
+            (0x520, "Tftrace_call"),
+            (0x540, "Tftrace_caller_end"),
+            (0x600, "T__entry_text_start"),
+            (0x680, "T__entry_text_end"),
+            (0x700, "tfirst.cold"),
+            (0x710, "tthird"),
             (0x1200, "t__SCT__one"),
             (0x1210, "t__SCT__none"),
         ];
@@ -82,8 +102,17 @@ impl Fake {
                 (0x30_0000, 0x120),
             ],
             calls: vec![(0x200, 0), (0x208, 1), (0x210, 3), (0x30_0000, 1)],
+            traced: vec![0, BASE + 0x300, BASE + 0x324, BASE + INIT],
+            faulting: vec![0x412, 0x402, 0x20_0008],
+            blacklist: vec![BASE + 0x300, BASE + 0x660],
+            named: vec![],
             symbols: symbols.map(|(offset, text)| (BASE + offset, text.to_string())).to_vec(),
         }
+    }
+
+    /// Puts these bytes, with this symbol, into the read-only data.
+    pub fn name(&mut self, name: &'static str, bytes: &[u8]) {
+        self.named.push((name, bytes.to_vec()));
     }
 
     /// Read-only data and all symbols, sorted as the kernel's build sorts them.
@@ -104,6 +133,16 @@ impl Fake {
             relative(&mut rodata, code.into());
             relative(&mut rodata, 0x4000 + u64::from(flags));
         }
+        let calls_end = RODATA + rodata.len() as u64;
+        for &place in &self.faulting {
+            relative(&mut rodata, place.into());
+            relative(&mut rodata, 0x400);
+            rodata.extend([0; 4]);
+        }
+        let faulting_end = RODATA + rodata.len() as u64;
+        rodata.extend(self.traced.iter().flat_map(|place| place.to_le_bytes()));
+        let traced_end = RODATA + rodata.len() as u64;
+        rodata.extend(self.blacklist.iter().flat_map(|place| place.to_le_bytes()));
         let end = RODATA + rodata.len() as u64;
         let marks = [
             (0, "T_text"),
@@ -114,7 +153,13 @@ impl Fake {
             (RODATA, "R__start___jump_table"),
             (calls, "R__stop___jump_table"),
             (calls, "R__start_static_call_sites"),
-            (end, "R__stop_static_call_sites"),
+            (calls_end, "R__stop_static_call_sites"),
+            (calls_end, "R__start___ex_table"),
+            (faulting_end, "R__stop___ex_table"),
+            (faulting_end, "D__start_mcount_loc"),
+            (traced_end, "D__stop_mcount_loc"),
+            (traced_end, "D__start_kprobe_blacklist"),
+            (end, "D__stop_kprobe_blacklist"),
             (end, "D__start_ro_after_init"),
             (end, "D__end_ro_after_init"),
             (0x10_0000, "D__end_rodata"),
@@ -125,6 +170,10 @@ impl Fake {
         let mut symbols: Vec<_> =
             marks.iter().map(|&(offset, text)| (BASE + offset, text.to_string())).collect();
         symbols.extend(self.symbols.iter().cloned());
+        for (name, bytes) in &self.named {
+            symbols.push((BASE + RODATA + rodata.len() as u64, ["d", name].concat()));
+            rodata.extend(bytes);
+        }
         symbols.sort_by_key(|&(address, _)| address);
         rodata.resize(rodata.len().next_multiple_of(64), 0xa5);
         let tables = kallsyms(self.era, &symbols, BASE + RODATA + rodata.len() as u64);
@@ -142,7 +191,15 @@ impl Fake {
         let mut first = self.text.clone();
         first.resize(usize::try_from(RODATA).unwrap(), 0xcc);
         first.extend(rodata);
-        elf(&[(0, &[1, 2, 3]), (BASE, &first), (BASE + INIT, &self.init_text)])
+        let text = self.text.len() as u64;
+        let sections = [
+            (".text", BASE, text, 6),
+            (".rodata", BASE + RODATA, first.len() as u64 - RODATA, 2),
+            (".init.text", BASE + INIT, self.init_text.len() as u64, 6),
+            (".comment", 0, 3, 0),
+        ];
+        let file = elf(&[(0, &[1, 2, 3]), (BASE, &first), (BASE + INIT, &self.init_text)]);
+        with_sections(file, &sections)
     }
 
     pub fn bzimage(&self) -> Vec<u8> {
@@ -180,8 +237,31 @@ pub fn elf(segments: &[(u64, &[u8])]) -> Vec<u8> {
     file
 }
 
-fn align(bytes: &mut Vec<u8>) {
-    bytes.resize(bytes.len().next_multiple_of(8), 0);
+/// Puts headers of these sections (name, address, length, flags) at the end of an ELF file.
+fn with_sections(mut file: Vec<u8>, sections: &[(&str, u64, u64, u64)]) -> Vec<u8> {
+    let mut names = vec![0];
+    let mut headers = vec![0; 64];
+    let strings = (".shstrtab", 0, 0, 0);
+    for &(name, address, length, flags) in sections.iter().chain([&strings]) {
+        let kind: u32 = if name == strings.0 { 3 } else { 1 };
+        headers.extend(u32::try_from(names.len()).unwrap().to_le_bytes());
+        headers.extend(kind.to_le_bytes());
+        for word in [flags, address, 0, length, 0, 1, 0] {
+            headers.extend(word.to_le_bytes());
+        }
+        names.extend(name.bytes().chain([0]));
+    }
+    let last = headers.len() - 64;
+    headers[last + 24..last + 32].copy_from_slice(&(file.len() as u64).to_le_bytes());
+    headers[last + 32..last + 40].copy_from_slice(&(names.len() as u64).to_le_bytes());
+    file.extend(names);
+    let start = file.len() as u64;
+    file[40..48].copy_from_slice(&start.to_le_bytes());
+    let count = u16::try_from(headers.len() / 64).unwrap();
+    file[60..62].copy_from_slice(&count.to_le_bytes());
+    file[62..64].copy_from_slice(&(count - 1).to_le_bytes());
+    file.extend(headers);
+    file
 }
 
 /// Byte values stand for themselves, 1 to 4 for common strings, the rest for nothing.
@@ -209,6 +289,8 @@ fn compressed(mut text: &str) -> Vec<u8> {
 /// The tables of kallsyms for symbols in order, as they lie at `address`.
 pub fn kallsyms(era: Era, symbols: &[FakeSymbol], address: u64) -> Vec<u8> {
     let count = u32::try_from(symbols.len()).unwrap();
+    let alignment = if era == Era::V7_2 { 4 } else { 8 };
+    let align = |bytes: &mut Vec<u8>| bytes.resize(bytes.len().next_multiple_of(alignment), 0);
     let mut out = vec![];
     let offsets = |out: &mut Vec<u8>| {
         for (symbol, _) in symbols {
@@ -218,12 +300,12 @@ pub fn kallsyms(era: Era, symbols: &[FakeSymbol], address: u64) -> Vec<u8> {
                 Era::V6_1 | Era::V6_2 | Era::V6_4 if *symbol < BASE => symbol.cast_signed(),
                 Era::V6_1 | Era::V6_2 | Era::V6_4 => -1 - from(BASE),
                 Era::V6_15 => from(BASE),
-                Era::V7_0 => from(here),
+                Era::V7_0 | Era::V7_2 => from(here),
             };
             out.extend(i32::try_from(offset).unwrap().to_le_bytes());
         }
         align(out);
-        if era != Era::V7_0 {
+        if !matches!(era, Era::V7_0 | Era::V7_2) {
             out.extend(BASE.to_le_bytes());
         }
     };

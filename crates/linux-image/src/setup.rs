@@ -26,6 +26,8 @@ const VERSION_LIMIT: usize = 512;
 pub struct Setup<'a> {
     /// The compressed kernel, with the size that the kernel's build appends.
     pub payload: &'a [u8],
+    /// What follows it: most of the stub that unpacks it, not compressed.
+    pub stub: &'a [u8],
     /// `uname -r` and `uname -v`, without the builder between them; empty if not given.
     pub release: String,
 }
@@ -60,7 +62,8 @@ pub fn parse(image: &[u8]) -> Result<Setup<'_>, ImageError> {
     let start = setup_length.saturating_add(offset);
     let end = start.saturating_add(length);
     let payload = image.get(start..end).ok_or_else(|| truncated("the payload", end))?;
-    Ok(Setup { payload, release: release(image, setup_length).unwrap_or_default() })
+    let stub = image.get(end..).unwrap_or_default();
+    Ok(Setup { payload, stub, release: release(image, setup_length).unwrap_or_default() })
 }
 
 /// The version string: "RELEASE (BUILDER) VERSION".

@@ -11,9 +11,11 @@
 use crate::ImageError;
 use crate::bytes::i32_at;
 use crate::kallsyms::Symbols;
+use crate::kernel_table::{KernelTable, malformed, relative};
 use crate::layout::Layout;
+use crate::trace::Trace;
 use crate::vmlinux::Image;
-use abi::manifest::{Site, SiteKind};
+use abi::manifest::{Site, SiteKind, TRACED_LENGTH};
 use alloc::vec::Vec;
 
 const JUMP_TABLE: &str = "jump table";
@@ -30,7 +32,7 @@ const TAIL: u64 = 1;
 /// What the symbol of every static call trampoline starts with.
 const TRAMPOLINE_PREFIX: &str = "__SCT__";
 
-/// All patch sites of a kernel, sorted and without overlap.
+/// All patch sites of a kernel and what its function tracer patches, sorted and without overlap.
 ///
 /// # Errors
 /// `MalformedTable`.
@@ -38,15 +40,16 @@ pub fn find(
     image: &Image<'_>,
     symbols: &Symbols,
     layout: &Layout,
-) -> Result<Vec<Site>, ImageError> {
+) -> Result<(Vec<Site>, Trace), ImageError> {
     let finder = Finder { image, layout };
     let mut sites = Vec::new();
-    let jumps = table(image, symbols, ["__start___jump_table", "__stop___jump_table"], JUMP_TABLE)?;
+    let names = ["__start___jump_table", "__stop___jump_table"];
+    let jumps = KernelTable::find(image, symbols, names, JUMP_TABLE)?;
     for (address, entry) in jumps.entries(JUMP_ENTRY)? {
         sites.extend(finder.jump_label(address, entry)?);
     }
     let names = ["__start_static_call_sites", "__stop_static_call_sites"];
-    let calls = table(image, symbols, names, STATIC_CALLS)?;
+    let calls = KernelTable::find(image, symbols, names, STATIC_CALLS)?;
     for (address, entry) in calls.entries(CALL_ENTRY)? {
         sites.extend(finder.static_call(address, entry)?);
     }
@@ -55,7 +58,20 @@ pub fn find(
             sites.extend(finder.trampoline(symbol.address)?);
         }
     }
-    ordered(image, sites)
+    let trace = Trace::find(image, symbols, layout)?;
+    sites.extend_from_slice(&trace.calls);
+    let sites = ordered(image, sites)?;
+    let apart = |offset: &u32| {
+        let next = sites.partition_point(|site| site.end() <= u64::from(*offset));
+        sites.get(next).is_none_or(|site| offset.saturating_add(TRACED_LENGTH) <= site.offset)
+    };
+    match trace.traced.iter().find(|offset| !apart(offset)) {
+        None => Ok((sites, trace)),
+        Some(&offset) => {
+            let address = image.base().wrapping_add(offset.into());
+            Err(malformed(SITES, address, "two sites overlap"))
+        }
+    }
 }
 
 fn ordered(image: &Image<'_>, mut sites: Vec<Site>) -> Result<Vec<Site>, ImageError> {
@@ -72,59 +88,12 @@ fn ordered(image: &Image<'_>, mut sites: Vec<Site>) -> Result<Vec<Site>, ImageEr
     Ok(sites)
 }
 
-const fn malformed(table: &'static str, address: u64, reason: &'static str) -> ImageError {
-    ImageError::MalformedTable { table, address, reason }
-}
-
-/// A table of the kernel.
-struct Table<'a> {
-    name: &'static str,
-    address: u64,
-    bytes: &'a [u8],
-}
-
-/// The bytes between two symbols; none if the kernel has neither.
-fn table<'a>(
-    image: &Image<'a>,
-    symbols: &Symbols,
-    [start, stop]: [&'static str; 2],
-    name: &'static str,
-) -> Result<Table<'a>, ImageError> {
-    let address = match symbols.address_of(start) {
-        Some(address) => address,
-        None => return Ok(Table { name, address: 0, bytes: &[] }),
-    };
-    let length = symbols.required(stop)?.checked_sub(address);
-    let bytes = length
-        .and_then(|length| image.bytes(address, usize::try_from(length).ok()?))
-        .ok_or(malformed(name, address, "its end is not in the image"))?;
-    Ok(Table { name, address, bytes })
-}
-
-impl<'a> Table<'a> {
-    /// Each entry and its address.
-    fn entries(&self, size: usize) -> Result<impl Iterator<Item = (u64, &'a [u8])>, ImageError> {
-        if !self.bytes.len().is_multiple_of(size) {
-            return Err(malformed(
-                self.name,
-                self.address,
-                "its length is no multiple of its entry",
-            ));
-        }
-        let addresses = (self.address..).step_by(size);
-        Ok(addresses.zip(self.bytes.chunks_exact(size)))
-    }
-}
-
-/// The address that the self-relative field at byte `at` of `entry` means.
-fn relative(address: u64, entry: &[u8], at: usize) -> Option<u64> {
-    let offset = i32_at(entry, at)?;
-    Some(address.wrapping_add(at as u64).wrapping_add_signed(offset.into()))
-}
-
-struct Finder<'a> {
-    image: &'a Image<'a>,
-    layout: &'a Layout,
+/// Reads instructions.
+pub struct Finder<'a> {
+    /// The kernel.
+    pub image: &'a Image<'a>,
+    /// Its parts.
+    pub layout: &'a Layout,
 }
 
 impl Finder<'_> {
@@ -133,13 +102,19 @@ impl Finder<'_> {
         self.image.offset(address).filter(|&offset| self.layout.is_code(offset))
     }
 
+    /// The offset of a place in text.
+    pub fn text(&self, address: u64) -> Option<u32> {
+        let in_text = |&offset: &u32| self.layout.text.contains(offset.into());
+        self.image.offset(address).filter(in_text)
+    }
+
     /// The instruction at `address`, up to 6 bytes of it.
-    fn instruction(&self, address: u64) -> &[u8] {
+    pub fn instruction(&self, address: u64) -> &[u8] {
         (0..=6).rev().find_map(|length| self.image.bytes(address, length)).unwrap_or_default()
     }
 
     /// Where the jump or call of `length` bytes at `address` goes.
-    fn destination(&self, address: u64, length: u8) -> Option<u64> {
+    pub fn destination(&self, address: u64, length: u8) -> Option<u64> {
         let end = address.wrapping_add(length.into());
         let field = self.instruction(address).get(..length.into())?;
         Some(match length {
@@ -206,7 +181,8 @@ impl Finder<'_> {
     }
 }
 
-const fn site(offset: u32, target: u32, kind: SiteKind, length: u8) -> Site {
+/// A site in the manifest's form.
+pub const fn site(offset: u32, target: u32, kind: SiteKind, length: u8) -> Site {
     Site { offset, target, kind: kind as u8, length, reserved: 0 }
 }
 

@@ -1,7 +1,7 @@
 //! What the host reads back from a manifest: the symbols, and a summary.
 
 use crate::ImageError;
-use crate::bytes::u32_at;
+use crate::bytes::size_at;
 use abi::manifest::{Header, MAX_LENGTH, Manifest, ManifestError, SiteKind, Span};
 use alloc::string::{String, ToString};
 use alloc::vec;
@@ -85,15 +85,36 @@ fn records<'a>(bytes: &'a [u8], header: &Header) -> Option<Vec<(u32, &'a str)>> 
     let whole = bytes.get(..usize::try_from(header.total_length).ok()?)?;
     let start = usize::try_from(header.symbols.offset).ok()?;
     let length = usize::try_from(header.symbols.count).ok()?;
-    let mut rest = whole.get(start..)?.get(..length)?;
-    let mut symbols = Vec::new();
-    while !rest.is_empty() {
-        let name_length = usize::from(*rest.get(5)?);
-        let (record, tail) = rest.split_at_checked(6 + name_length)?;
-        symbols.push((u32_at(record, 0)?, core::str::from_utf8(record.get(6..)?).ok()?));
+    let records = whole.get(start..)?.get(..length)?;
+    if records.is_empty() {
+        return Some(Vec::new());
+    }
+    let count = size_at(records, 0)?;
+    let mut rest = records.get(4..)?;
+    let mut offsets = Vec::new();
+    let mut offset = 0_u32;
+    for _ in 0..count {
+        let (distance, tail) = leb128(rest)?;
+        offset = offset.checked_add(distance)?;
+        offsets.push(offset);
         rest = tail;
     }
-    symbols.is_sorted_by_key(|&(offset, _)| offset).then_some(symbols)
+    let text = core::str::from_utf8(rest.get(count..)?).ok()?;
+    let symbols: Vec<_> = offsets.into_iter().zip(text.split_terminator('\0')).collect();
+    let whole = text.is_empty() || text.ends_with('\0');
+    (whole && symbols.len() == count && text.matches('\0').count() == count).then_some(symbols)
+}
+
+/// A number of up to five bytes with seven bits each, low bits first, and what follows it.
+fn leb128(bytes: &[u8]) -> Option<(u32, &[u8])> {
+    let mut value = 0_u64;
+    for (index, &byte) in bytes.iter().enumerate().take(5) {
+        value |= u64::from(byte & 0x7f) << (7 * index);
+        if byte < 0x80 {
+            return Some((u32::try_from(value).ok()?, bytes.get(index + 1..)?));
+        }
+    }
+    None
 }
 
 /// What a manifest holds, for a table on the screen.
@@ -125,6 +146,14 @@ pub struct Summary {
     pub static_tail_calls: usize,
     /// Number of conditional static tail calls.
     pub static_conditionals: usize,
+    /// Number of calls inside the function tracer.
+    pub tracer_calls: usize,
+    /// Number of places that the function tracer patches.
+    pub traced: usize,
+    /// Number of instructions that may fault.
+    pub faulting: usize,
+    /// Number of parts of text that take no kprobes.
+    pub unprobed: usize,
     /// Number of function entries.
     pub functions: usize,
     /// Number of symbols.
@@ -162,6 +191,10 @@ impl Summary {
                 static_calls: count(SiteKind::StaticCall),
                 static_tail_calls: count(SiteKind::StaticTailCall),
                 static_conditionals: count(SiteKind::StaticConditional),
+                tracer_calls: count(SiteKind::TracerCall),
+                traced: manifest.traced().len(),
+                faulting: manifest.faulting().len(),
+                unprobed: manifest.unprobed().len(),
                 functions: usize::try_from(header.functions.count).unwrap_or(usize::MAX),
                 symbols,
                 resident_length: header.resident_length,

@@ -4,8 +4,9 @@ use crate::ImageError;
 use crate::kallsyms::{Symbol, Symbols};
 use crate::layout::Layout;
 use crate::table::checked;
+use crate::trace::Trace;
 use crate::vmlinux::Image;
-use abi::manifest::{Header, MAGIC, MAX_LENGTH, Site, Table, UNDIGESTED, VERSION};
+use abi::manifest::{Header, MAGIC, MAX_LENGTH, Site, Span, Table, UNDIGESTED, VERSION};
 use alloc::vec::Vec;
 use zerocopy::IntoBytes;
 
@@ -23,6 +24,12 @@ pub struct Parts<'a> {
     pub layout: &'a Layout,
     /// Its patch sites, in order.
     pub sites: &'a [Site],
+    /// What its function tracer patches.
+    pub trace: &'a Trace,
+    /// Instructions that may fault.
+    pub faulting: &'a [u32],
+    /// Text that takes no kprobes.
+    pub unprobed: &'a [Span],
 }
 
 /// The manifest as the hypervisor needs it: without symbols, which only the host reads.
@@ -51,20 +58,26 @@ impl Parts<'_> {
     pub fn write(&self) -> Result<Vec<u8>, ImageError> {
         let functions = self.functions();
         let symbols = self.symbols();
-        let start = size_of::<Header>();
-        let sites = Section { start, length: self.sites.as_bytes().len(), count: self.sites.len() };
-        let functions_section =
-            Section { start: sites.end(), length: functions.len() * 4, count: functions.len() };
-        let resident = functions_section.end();
-        let symbols_section =
-            Section { start: resident, length: symbols.len(), count: symbols.len() };
-        let total = length(symbols_section.end())?;
+        let trace = self.trace;
+        let mut end = size_of::<Header>();
+        let mut table = |bytes: usize, count: usize| {
+            let offset = end;
+            end += bytes;
+            Ok(Table { offset: length(offset)?, count: length(count)? })
+        };
+        let sites = table(self.sites.as_bytes().len(), self.sites.len())?;
+        let function_table = table(functions.len() * 4, functions.len())?;
+        let traced = table(trace.traced.len() * 4, trace.traced.len())?;
+        let faulting = table(self.faulting.len() * 4, self.faulting.len())?;
+        let unprobed = table(self.unprobed.as_bytes().len(), self.unprobed.len())?;
+        let symbol_table = table(symbols.len(), symbols.len())?;
+        let total = length(end)?;
         let layout = self.layout;
         let mut header = Header {
             magic: MAGIC,
             version: VERSION,
             total_length: total,
-            resident_length: length(resident)?,
+            resident_length: symbol_table.offset,
             entry_syscall: layout.entry_syscall,
             digest: 0,
             kernel_length: self.file.len() as u64,
@@ -78,15 +91,22 @@ impl Parts<'_> {
             return_thunk: self.function("__x86_return_thunk"),
             return_zero: self.function("__static_call_return0"),
             reserved: 0,
-            sites: sites.table()?,
-            functions: functions_section.table()?,
-            symbols: symbols_section.table()?,
+            tracers: trace.tracers,
+            sites,
+            functions: function_table,
+            traced,
+            faulting,
+            unprobed,
+            symbols: symbol_table,
             release: release(self.release),
         };
         let mut bytes = Vec::new();
         bytes.extend_from_slice(header.as_bytes());
         bytes.extend_from_slice(self.sites.as_bytes());
         bytes.extend_from_slice(functions.as_bytes());
+        bytes.extend_from_slice(trace.traced.as_bytes());
+        bytes.extend_from_slice(self.faulting.as_bytes());
+        bytes.extend_from_slice(self.unprobed.as_bytes());
         bytes.extend_from_slice(&symbols);
         header.digest = abi::digest(bytes.get(UNDIGESTED..).unwrap_or_default());
         if let Some(start) = bytes.first_chunk_mut::<{ size_of::<Header>() }>() {
@@ -98,7 +118,6 @@ impl Parts<'_> {
     /// Entries of all functions in text, sorted. The padding in front of a function has a symbol
     /// of its own in some kernels, and is no entry.
     fn functions(&self) -> Vec<u32> {
-        let is_padding = |name: &str| name.starts_with("__pfx_") || name.starts_with("__cfi_");
         let mut functions: Vec<u32> = self
             .symbols
             .iter()
@@ -120,43 +139,49 @@ impl Parts<'_> {
             .unwrap_or(0)
     }
 
-    /// The symbol records: all symbols of the image by offset; those at the same place in the
-    /// kernel's own order, which prefers the better known name.
+    /// The symbol records: the image's symbols by offset; those at the same place in the kernel's
+    /// own order, which prefers the better known name. Left out is what only repeats the name of
+    /// something else: padding in front of functions, and the entries of export tables.
     fn symbols(&self) -> Vec<u8> {
         let mut symbols: Vec<(u32, Symbol<'_>)> = self
             .symbols
             .iter()
             .filter_map(|symbol| Some((self.image.offset(symbol.address)?, symbol)))
-            .filter(|&(offset, _)| offset <= self.layout.image_end)
+            .filter(|&(offset, symbol)| {
+                offset <= self.layout.image_end
+                    && !is_export(symbol.name)
+                    && !is_padding(symbol.name)
+            })
             .collect();
         symbols.sort_by_key(|&(offset, _)| offset);
-        let mut bytes = Vec::new();
-        for (offset, symbol) in symbols {
-            // A longer name loses its end; none is so long in C.
-            let length = u8::try_from(symbol.name.len()).unwrap_or(u8::MAX);
-            bytes.extend_from_slice(&offset.to_le_bytes());
-            bytes.extend_from_slice(&[symbol.kind, length]);
-            bytes.extend(symbol.name.bytes().take(length.into()));
+        let mut bytes = u32::try_from(symbols.len()).unwrap_or(u32::MAX).to_le_bytes().to_vec();
+        let mut before = 0;
+        for &(offset, _) in &symbols {
+            let mut distance = offset - before;
+            before = offset;
+            while distance > 0x7f {
+                bytes.push(distance.to_le_bytes()[0] | 0x80);
+                distance >>= 7;
+            }
+            bytes.push(distance.to_le_bytes()[0]);
+        }
+        bytes.extend(symbols.iter().map(|(_, symbol)| symbol.kind));
+        for (_, symbol) in &symbols {
+            bytes.extend_from_slice(symbol.name.as_bytes());
+            bytes.push(0);
         }
         bytes
     }
 }
 
-/// Part of the file under construction, in bytes.
-struct Section {
-    start: usize,
-    length: usize,
-    count: usize,
+/// Whether a symbol labels the padding in front of a function.
+fn is_padding(name: &str) -> bool {
+    ["__pfx_", "__cfi_"].iter().any(|prefix| name.starts_with(prefix))
 }
 
-impl Section {
-    const fn end(&self) -> usize {
-        self.start + self.length
-    }
-
-    fn table(&self) -> Result<Table, ImageError> {
-        Ok(Table { offset: length(self.start)?, count: length(self.count)? })
-    }
+/// Whether a symbol labels an entry of the tables about exported symbols.
+fn is_export(name: &str) -> bool {
+    ["__ksymtab_", "__kstrtab", "__flags_", "__crc_"].iter().any(|prefix| name.starts_with(prefix))
 }
 
 fn length(bytes: usize) -> Result<u32, ImageError> {

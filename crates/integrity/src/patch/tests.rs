@@ -96,6 +96,8 @@ fn contents(site: &Site) -> Vec<Vec<u8>> {
         (SiteKind::StaticConditional, _) => {
             functions().map(|target| branch(&[0x0f, CONDITION], site, target)).collect()
         }
+        // No write to the function tracer is legal yet.
+        (SiteKind::TracerCall, _) => vec![],
     }
 }
 

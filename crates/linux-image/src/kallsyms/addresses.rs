@@ -1,10 +1,13 @@
 //! The addresses: one `s32` per symbol, in one of three encodings over the years. The encoding is
 //! not declared anywhere; it is the one that puts `_text` where the ELF file has it.
 
-use super::{ALIGNMENT, Names, Tokens};
+use super::{Names, Tokens};
 use crate::bytes::{i32_at, u64_at};
 use crate::vmlinux::Segment;
 use alloc::vec::Vec;
+
+/// Bytes of the relative base.
+const BASE_LENGTH: usize = 8;
 
 /// How an offset makes an address.
 #[derive(Clone, Copy, Debug)]
@@ -24,8 +27,8 @@ pub fn find(
     tokens: &Tokens<'_>,
     known: (usize, u64),
 ) -> Option<Vec<u64>> {
-    let length = (names.count * 4).next_multiple_of(ALIGNMENT);
-    let before = names.start.checked_sub(ALIGNMENT).and_then(|base| {
+    let length = (names.count * 4).next_multiple_of(names.alignment);
+    let before = names.start.checked_sub(BASE_LENGTH).and_then(|base| {
         let offsets = base.checked_sub(length)?;
         Some((offsets, base))
     });

@@ -5,7 +5,7 @@
 //! shape that nothing else has, `names` is confirmed to the byte by the markers behind it, and
 //! `addresses` by `_text`, whose address the ELF file tells. No kernel version is asked for.
 //!
-//! Order of the tables, each aligned to 8 bytes (Linux scripts/kallsyms.c, `write_src`):
+//! Order of the tables, each aligned to 8 bytes, lately to 4 (Linux scripts/kallsyms.c, `write_src`):
 //!
 //! - up to 6.3: offsets, relative base, number, names, markers, \[sequence numbers, from 6.2\],
 //!   token table, token index;
@@ -25,8 +25,10 @@ use tokens::Tokens;
 
 /// More symbols than any kernel has; Debian's generic one has about 200,000.
 const SYMBOL_LIMIT: usize = 1 << 20;
-/// Alignment of every table, in bytes.
-const ALIGNMENT: usize = 8;
+/// Alignments that the tables have had, in bytes: 8 in all kernels up to 6.18 at least, 4 in 7.2.
+const ALIGNMENTS: [usize; 2] = [8, 4];
+/// What every table is aligned to in every kernel.
+const LEAST_ALIGNMENT: usize = 4;
 
 /// A symbol of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

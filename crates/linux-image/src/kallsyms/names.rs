@@ -2,7 +2,7 @@
 //! that many token numbers. Before them stands their number, behind them the markers: the position
 //! of every 256th name.
 
-use super::{ALIGNMENT, SYMBOL_LIMIT, Tokens};
+use super::{ALIGNMENTS, SYMBOL_LIMIT, Tokens};
 use crate::bytes::size_at;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -27,6 +27,8 @@ pub struct Names<'a> {
     pub start: usize,
     /// Number of symbols.
     pub count: usize,
+    /// Alignment of all tables, one of `ALIGNMENTS`.
+    pub alignment: usize,
     /// The names, up to the token table.
     bytes: &'a [u8],
 }
@@ -35,21 +37,26 @@ impl<'a> Names<'a> {
     /// Finds the number whose names end where their markers begin, and whose markers end where
     /// the token table (or the sequence numbers before it) begins.
     pub fn find(segment: &'a [u8], tokens: &Tokens<'_>) -> Option<Self> {
-        let lowest = tokens.start.saturating_sub(SEARCH_LIMIT);
+        ALIGNMENTS.into_iter().find_map(|alignment| Self::aligned(segment, tokens, alignment))
+    }
+
+    fn aligned(segment: &'a [u8], tokens: &Tokens<'_>, alignment: usize) -> Option<Self> {
+        let lowest = tokens.start.saturating_sub(SEARCH_LIMIT).next_multiple_of(alignment);
         (lowest..tokens.start)
-            .step_by(ALIGNMENT)
+            .step_by(alignment)
             .rev()
-            .filter_map(|start| Self::at(segment, tokens, start))
+            .filter_map(|start| Self::at(segment, tokens, start, alignment))
             .filter(|names| names.begin_well(tokens))
             .take(ATTEMPTS)
             .find(|names| names.agree_with_markers().is_some())
     }
 
-    fn at(segment: &'a [u8], tokens: &Tokens<'_>, start: usize) -> Option<Self> {
+    fn at(segment: &'a [u8], tokens: &Tokens<'_>, start: usize, alignment: usize) -> Option<Self> {
         let count = size_at(segment, start)?;
-        let bytes = segment.get(start + ALIGNMENT..tokens.start)?;
+        let bytes = segment.get(start + alignment..tokens.start)?;
         let possible = (1..=SYMBOL_LIMIT).contains(&count) && count * 2 <= bytes.len();
-        (possible && size_at(segment, start + 4)? == 0).then_some(Self { start, count, bytes })
+        let padded = segment.get(start + 4..start + alignment)?.iter().all(|&byte| byte == 0);
+        (possible && padded).then_some(Self { start, count, alignment, bytes })
     }
 
     /// Whether the first names start with type letters.
@@ -84,14 +91,15 @@ impl<'a> Names<'a> {
             let name = name?;
             end = position + name.len() + if name.len() < 128 { 1 } else { 2 };
         }
-        let markers = end.next_multiple_of(ALIGNMENT);
+        let markers = end.next_multiple_of(self.alignment);
         for (number, &position) in positions.iter().enumerate() {
             if size_at(self.bytes, markers + number * 4)? != position {
                 return None;
             }
         }
-        let after = (markers + positions.len() * 4).next_multiple_of(ALIGNMENT);
-        let after_sequence = (after + self.count * SEQUENCE_LENGTH).next_multiple_of(ALIGNMENT);
+        let after = (markers + positions.len() * 4).next_multiple_of(self.alignment);
+        let after_sequence =
+            (after + self.count * SEQUENCE_LENGTH).next_multiple_of(self.alignment);
         [after, after_sequence].contains(&self.bytes.len()).then_some(())
     }
 

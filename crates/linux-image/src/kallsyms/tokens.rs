@@ -1,7 +1,7 @@
 //! The token table: 256 NUL-terminated strings, one per byte value, followed by the index of
 //! their first bytes (`u16`s). A name is a sequence of byte values.
 
-use super::ALIGNMENT;
+use super::{ALIGNMENTS, LEAST_ALIGNMENT};
 use crate::bytes::u16_at;
 
 /// Entries of table and index.
@@ -24,30 +24,31 @@ pub struct Tokens<'a> {
 impl<'a> Tokens<'a> {
     /// Finds the only place in `bytes` where an index describes exactly the strings before it.
     pub fn find(bytes: &'a [u8]) -> Option<Self> {
-        (0..bytes.len()).step_by(ALIGNMENT).find_map(|at| Self::at_index(bytes, at))
+        (0..bytes.len()).step_by(LEAST_ALIGNMENT).find_map(|at| Self::at_index(bytes, at))
     }
 
     /// The token table whose index is at `index`.
     fn at_index(bytes: &'a [u8], index: usize) -> Option<Self> {
-        // The first string starts at 0, and each has at least its NUL: few places pass this.
+        // The first string starts at 0, and each has at least its NUL: few places get far.
         let mut offsets = [0; COUNT];
+        let mut least = 0;
         for (number, offset) in offsets.iter_mut().enumerate() {
             *offset = usize::from(u16_at(bytes, index + number * 2)?);
-        }
-        let ascending = offsets.is_sorted_by(|a, b| a < b);
-        if offsets.first() != Some(&0) || !ascending {
-            return None;
+            if *offset < least || (number == 0 && *offset > 0) {
+                return None;
+            }
+            least = *offset + 1;
         }
         // Where the table starts depends on the length of the last string.
         let shortest = offsets.last()? + 1;
-        let latest = index.checked_sub(shortest)? / ALIGNMENT * ALIGNMENT;
+        let latest = index.checked_sub(shortest)? / LEAST_ALIGNMENT * LEAST_ALIGNMENT;
         let earliest = index.saturating_sub(shortest + TOKEN_LIMIT);
         let mut start = latest;
         loop {
             if let Some(strings) = strings(bytes.get(start..index)?, &offsets) {
                 return Some(Self { strings, start, end: index + INDEX_LENGTH });
             }
-            start = start.checked_sub(ALIGNMENT).filter(|&start| start >= earliest)?;
+            start = start.checked_sub(LEAST_ALIGNMENT).filter(|&start| start >= earliest)?;
         }
     }
 
@@ -63,7 +64,7 @@ impl<'a> Tokens<'a> {
 }
 
 /// Splits `table` at `offsets`, if each string ends with the only NUL in it and only NULs, fewer
-/// than the alignment, follow the last.
+/// than the largest alignment, follow the last.
 fn strings<'a>(table: &'a [u8], offsets: &[usize; COUNT]) -> Option<[&'a str; COUNT]> {
     let mut strings = [""; COUNT];
     let mut rest = table;
@@ -80,5 +81,5 @@ fn strings<'a>(table: &'a [u8], offsets: &[usize; COUNT]) -> Option<[&'a str; CO
         *string = text;
         rest = tail.get(1..)?;
     }
-    (rest.len() < ALIGNMENT && rest.iter().all(|&byte| byte == 0)).then_some(strings)
+    (rest.len() < ALIGNMENTS[0] && rest.iter().all(|&byte| byte == 0)).then_some(strings)
 }

@@ -11,7 +11,7 @@ fn sites_of(fake: &Fake) -> Result<Vec<Site>, ImageError> {
     let image = Image::parse(&vmlinux)?;
     let symbols = Symbols::find(&image)?;
     let layout = Layout::find(&image, &symbols)?;
-    find(&image, &symbols, &layout)
+    find(&image, &symbols, &layout).map(|(sites, _)| sites)
 }
 
 fn reason(fake: &Fake) -> &'static str {
@@ -31,6 +31,7 @@ fn every_form_is_found_in_order() {
         site(0x200, 0x1200, SiteKind::StaticCall, 5),
         site(0x208, 0x1200, SiteKind::StaticTailCall, 5),
         site(0x210, 0x1200, SiteKind::StaticConditional, 6),
+        site(0x520, 0x300, SiteKind::TracerCall, 5),
         site(0x1200, 0x300, SiteKind::StaticTailCall, 5),
         site(0x1210, 0, SiteKind::StaticTailCall, 5),
         site(0x20_0000, 0x20_0010, SiteKind::JumpLabel, 2),
@@ -59,7 +60,7 @@ fn bytes_that_are_no_site_are_errors() {
 fn tables_that_contradict_themselves_are_errors() {
     let mut fake = Fake::new(Era::V6_1);
     fake.jumps.push((0x100, 0x120));
-    assert_eq!(sites_of(&fake).unwrap().len(), 10, "a duplicate counts once");
+    assert_eq!(sites_of(&fake).unwrap().len(), 11, "a duplicate counts once");
     fake.jumps.push((0x100, 0x130));
     assert_eq!(reason(&fake), "two sites overlap");
     let mut fake = Fake::new(Era::V6_1);

@@ -1,0 +1,131 @@
+//! What Ravelin can and cannot enforce on a kernel, and what it takes from it.
+
+use super::Setting;
+use crate::Summary;
+use crate::layout::Layout;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec;
+use alloc::vec::Vec;
+use core::fmt;
+
+/// How it stands with one thing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Prospect {
+    /// Ravelin enforces it.
+    Enforced,
+    /// Ravelin enforces a part of it.
+    Partly,
+    /// The kernel's own use of it is refused as if it were an attack.
+    Refused,
+    /// Ravelin cannot enforce it.
+    Not,
+    /// The kernel does not have it.
+    Absent,
+}
+
+impl fmt::Display for Prospect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Enforced => "enforced",
+            Self::Partly => "partly",
+            Self::Refused => "refused",
+            Self::Not => "not enforced",
+            Self::Absent => "absent",
+        })
+    }
+}
+
+/// How it stands with one thing, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outlook {
+    /// The thing.
+    pub what: &'static str,
+    /// How it stands.
+    pub prospect: Prospect,
+    /// Why.
+    pub why: String,
+}
+
+/// The outlook for a kernel.
+pub fn of(summary: &Summary, layout: &Layout, settings: &[Setting]) -> Vec<Outlook> {
+    let on = |name: &str| settings.iter().any(|s| s.option == name && s.on == Some(true));
+    let pages = |length: u32| length / 4096;
+    let row = |what, prospect, why| Outlook { what, prospect, why };
+    let absent = |option: &str| (Prospect::Absent, format!("the kernel has no {option}"));
+    // A feature of the kernel that writes its text in a way that is not known to be legal yet.
+    let refused = |option: &str, why: &str| {
+        if on(option) { (Prospect::Refused, why.into()) } else { absent(option) }
+    };
+    let sites = |count: usize| match count {
+        0 => (Prospect::Absent, "the kernel has no such sites".into()),
+        _ => (Prospect::Enforced, format!("{count} sites change between legal contents only")),
+    };
+    let read_only = |length| {
+        if on("STRICT_KERNEL_RWX") {
+            (
+                Prospect::Enforced,
+                format!("{} pages, once the kernel made them read-only", pages(length)),
+            )
+        } else {
+            (Prospect::Not, "the kernel leaves it writable (no STRICT_KERNEL_RWX)".into())
+        }
+    };
+    let inside = {
+        let (outer, inner) = (summary.rodata, layout.ro_after_init);
+        outer.start <= inner.start && inner.end <= outer.end
+    };
+    let after_init = match read_only(layout.ro_after_init.length()) {
+        (Prospect::Enforced, _) if !inside => {
+            (Prospect::Partly, "it shares its first or last page with writable data".into())
+        }
+        other => other,
+    };
+    let modules = if !on("MODULES") {
+        absent("MODULES")
+    } else {
+        let own = match (on("MODULE_SIG"), on("MODULE_SIG_FORCE")) {
+            (_, true) => "the kernel itself demands signatures",
+            (true, false) => "the kernel itself only notes missing signatures",
+            (false, false) => "the kernel itself checks no signatures",
+        };
+        (Prospect::Partly, format!("their pages are W^X, their bytes are not authenticated; {own}"))
+    };
+    let jit = match (on("BPF_JIT"), on("BPF_JIT_ALWAYS_ON")) {
+        (false, _) => absent("BPF_JIT"),
+        (true, always) => {
+            let choice = if always { "it has no interpreter" } else { "it has an interpreter too" };
+            (Prospect::Partly, format!("its pages are W^X, their bytes are not checked; {choice}"))
+        }
+    };
+    let calls = summary.static_calls + summary.static_tail_calls + summary.static_conditionals;
+    let text =
+        format!("{} pages, from the first user-mode instruction on", pages(summary.text.length()));
+    let rows = vec![
+        ("kernel text", (Prospect::Enforced, text)),
+        ("read-only data", read_only(summary.rodata.length())),
+        ("data that is read-only after init", after_init),
+        ("static keys", sites(summary.jump_labels)),
+        ("static calls", sites(calls)),
+        (
+            "function tracer",
+            refused(
+                "DYNAMIC_FTRACE",
+                &format!(
+                    "its {} sites are in the manifest, but writing them is not allowed yet",
+                    summary.traced
+                ),
+            ),
+        ),
+        ("kprobes", refused("KPROBES", "breakpoints in text are not allowed yet")),
+        ("live patches", refused("LIVEPATCH", "they need the function tracer")),
+        ("kernel debugger", refused("KGDB", "breakpoints in text are not allowed")),
+        (
+            "adding the second CPU late",
+            refused("SMP", "started with maxcpus=1, the kernel rewrites its lock prefixes then"),
+        ),
+        ("modules", modules),
+        ("BPF programs", jit),
+    ];
+    rows.into_iter().map(|(what, (prospect, why))| row(what, prospect, why)).collect()
+}
