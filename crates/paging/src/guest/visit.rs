@@ -1,8 +1,9 @@
-//! All leaves of the guest's kernel half.
+//! All leaves of one half of the guest's address space.
 
 use super::{GuestRights, Step, canonical, shift, step};
 use crate::{ENTRIES, Level};
 use addr::{Gpa, Gva};
+use core::ops::Range;
 
 /// Copies of the tables on the way from the root to the current leaf: 20 KiB, too much for a
 /// hypervisor's stack.
@@ -69,6 +70,34 @@ pub fn visit_kernel_half(
     start: Gva,
     budget: u64,
     buffers: &mut Buffers,
+    read_table: impl FnMut(Gpa, &mut [u64; ENTRIES]) -> bool,
+    f: impl FnMut(GuestLeaf),
+) -> Result<Visited, VisitError> {
+    visit(root, levels, (ENTRIES / 2..ENTRIES, start), budget, buffers, read_table, f)
+}
+
+/// As [`visit_kernel_half`], for the lower half of the address space, and all of it.
+///
+/// # Errors
+/// See [`VisitError`]; leaves may have been visited by then.
+pub fn visit_user_half(
+    root: Gpa,
+    levels: u8,
+    budget: u64,
+    buffers: &mut Buffers,
+    read_table: impl FnMut(Gpa, &mut [u64; ENTRIES]) -> bool,
+    f: impl FnMut(GuestLeaf),
+) -> Result<Visited, VisitError> {
+    visit(root, levels, (0..ENTRIES / 2, Gva::new(0)), budget, buffers, read_table, f)
+}
+
+/// Visits what these entries of the root lead to, from an address on.
+fn visit(
+    root: Gpa,
+    levels: u8,
+    (top, start): (Range<usize>, Gva),
+    budget: u64,
+    buffers: &mut Buffers,
     mut read_table: impl FnMut(Gpa, &mut [u64; ENTRIES]) -> bool,
     mut f: impl FnMut(GuestLeaf),
 ) -> Result<Visited, VisitError> {
@@ -90,13 +119,13 @@ pub fn visit_kernel_half(
     if !read(Gpa::new(root.raw() & crate::format::ADDRESS), buffer)? {
         return Ok(visited);
     }
-    let upper_half = Cursor { next: ENTRIES / 2, base: 0, rights: GuestRights::ALL };
-    let mut cursors = [upper_half; 5];
+    let first = Cursor { next: top.start, base: 0, rights: GuestRights::ALL };
+    let mut cursors = [first; 5];
     let mut depth = 0_u8;
     loop {
         let level = levels - depth;
         let cursor = &mut cursors[usize::from(depth)];
-        if cursor.next == ENTRIES {
+        if cursor.next == if depth == 0 { top.end } else { ENTRIES } {
             if depth == 0 {
                 return Ok(visited);
             }
