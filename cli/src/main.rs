@@ -1,6 +1,7 @@
 //! The `ravelin` command.
 
 mod args;
+mod audit;
 mod iso;
 mod prepare;
 mod run;
@@ -15,6 +16,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Iso(args) => iso::iso(&args),
         Command::Prepare(args) => prepare::prepare(&args),
+        Command::Audit(args) => audit::audit(&args),
         Command::Policy(PolicyCommand::Check { file }) => policy::load(&file).map(|policy| {
             anstream::print!("{}", policy::to_toml(&policy));
             ExitCode::SUCCESS
