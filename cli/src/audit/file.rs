@@ -23,11 +23,6 @@ impl DumpFile {
         let length = file.metadata().with_context(cannot)?.len();
         Ok(Self { file, length })
     }
-
-    /// Bytes in the file.
-    pub fn bytes(&self) -> u64 {
-        self.length
-    }
 }
 
 impl dump::Source for DumpFile {

@@ -16,7 +16,7 @@ pub fn json(audited: &Audited<'_>) -> Value {
     };
     json!({
         "dump": audited.path.display().to_string(),
-        "kernel": dump.vmcoreinfo.as_ref().and_then(|info| info.release.as_deref()),
+        "kernel": text::kernel(audited),
         "clean": survey.is_clean(),
         "verdict": text::verdict(audited),
         "gaps": text::gaps(audited),

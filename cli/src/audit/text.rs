@@ -13,24 +13,23 @@ pub fn rights(rights: Rights) -> String {
         .collect()
 }
 
-/// A number of bytes in the largest unit that it is a multiple of.
+/// A number of bytes in a unit that suits it.
 pub fn bytes(bytes: u64) -> String {
-    match bytes {
-        0 => "0".to_owned(),
-        bytes if bytes.is_multiple_of(1 << 30) => format!("{} GiB", bytes >> 30),
-        bytes if bytes.is_multiple_of(1 << 20) => format!("{} MiB", bytes >> 20),
-        bytes => format!("{} KiB", bytes >> 10),
+    let (shift, unit) = match bytes {
+        0..0x10_0000 => (10, "KiB"),
+        0x10_0000..0x4000_0000 => (20, "MiB"),
+        _ => (30, "GiB"),
+    };
+    let tenths = (u128::from(bytes) * 10) >> shift;
+    match tenths % 10 {
+        0 => format!("{} {unit}", tenths / 10),
+        tenth => format!("{}.{tenth} {unit}", tenths / 10),
     }
 }
 
 /// The memory in so many frames.
 pub fn frames(frames: u64) -> String {
     bytes(frames << addr::PAGE_SHIFT)
-}
-
-/// First and last address of frames.
-pub fn range(frames: addr::FrameRange<addr::GuestPhysical>) -> String {
-    format!("{:#x}-{:#x}", frames.start.start().raw(), (frames.end.raw() << addr::PAGE_SHIFT) - 1)
 }
 
 /// What a frame of this use is.
@@ -98,13 +97,19 @@ pub fn gaps(audited: &Audited<'_>) -> Vec<String> {
     gaps
 }
 
+/// The kernel's release, or what it says of itself.
+pub fn kernel(audited: &Audited<'_>) -> Option<String> {
+    let release = audited.dump.vmcoreinfo.as_ref().and_then(|info| info.release.clone());
+    let banner = || audited.names.banner().and_then(|banner| banner.strip_prefix("Linux version "));
+    release.or_else(|| banner()?.split(' ').next().map(str::to_owned))
+}
+
 /// Facts about the dump, with their names.
 pub fn facts(audited: &Audited<'_>) -> Vec<(&'static str, String)> {
     let (dump, survey, root) = (audited.dump, &audited.survey, &audited.root);
-    let release = dump.vmcoreinfo.as_ref().and_then(|info| info.release.clone());
     let [small, large, huge] = survey.leaves;
     let mut facts = vec![("dump", audited.path.display().to_string())];
-    facts.extend(release.map(|release| ("kernel", release)));
+    facts.extend(kernel(audited).map(|kernel| ("kernel", kernel)));
     facts.extend([
         (
             "memory",

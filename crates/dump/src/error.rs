@@ -32,7 +32,7 @@ pub enum DumpError {
     /// No page tables of a kernel.
     #[error(
         "no page tables of a Linux kernel were found: {tried} candidates from {evidence} map no \
-         kernel image; give the address in CR3 with --cr3"
+         kernel image; find out the right value of CR3 and give it with --cr3"
     )]
     NoRoot {
         /// How many addresses were tried.

@@ -2,6 +2,7 @@
 
 use crate::{Dump, Source};
 use addr::{Gpa, Gva};
+use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::ops::Range;
@@ -16,6 +17,8 @@ pub const IMAGE: Range<u64> = KERNEL_MAP..0xffff_ffff_c000_0000;
 const MOST_RUNS: usize = 4096;
 /// Most bytes of an image that are searched for symbols; Debian's is 50 MiB long.
 const MOST_BYTES: u64 = 256 << 20;
+/// Longest text that is read.
+const MOST_TEXT: usize = 512;
 
 /// Consecutive bytes of the image whose frames are consecutive too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,5 +98,19 @@ impl<S: Source> Dump<S> {
     pub fn variable(&self, root: &crate::root::Root, at: Gva) -> Option<u64> {
         let found = walk(root.table, root.levels, at, |entry| self.read_u64(entry)).ok()?;
         self.read_u64(found.gpa)
+    }
+
+    /// The first line of a text of the kernel.
+    pub fn text(&self, root: &crate::root::Root, at: Gva) -> Option<String> {
+        let mut bytes = [0; MOST_TEXT];
+        let (first, second) =
+            bytes.split_at_mut_checked((addr::PAGE_BYTES - at.offset()).min(MOST_TEXT))?;
+        let behind = at.plus(first.len() as u64);
+        for (at, part) in [(at, first), (behind, second)] {
+            let found = walk(root.table, root.levels, at, |entry| self.read_u64(entry)).ok()?;
+            self.read(found.gpa, part)?;
+        }
+        let line = bytes.split(|byte| matches!(byte, 0 | b'\n')).next()?;
+        core::str::from_utf8(line).ok().map(String::from)
     }
 }

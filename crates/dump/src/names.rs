@@ -42,6 +42,7 @@ pub struct Names {
     symbols: Vec<(u64, String)>,
     areas: Vec<(Range<u64>, &'static str)>,
     image: KernelImage,
+    banner: Option<String>,
 }
 
 impl Names {
@@ -84,7 +85,14 @@ impl Names {
             let size = if root.levels == 5 { size << LARGER } else { size };
             areas.extend(base.map(|base| (base..base.saturating_add(size), name)));
         }
-        Self { symbols, areas, image: image.clone() }
+        let banner = symbols.iter().find(|(_, name)| name == "linux_banner");
+        let banner = banner.and_then(|(at, _)| dump.text(root, Gva::new(*at)));
+        Self { symbols, areas, image: image.clone(), banner }
+    }
+
+    /// What the kernel says of itself when it boots: `Linux version 6.1.0-56-amd64 (...`.
+    pub fn banner(&self) -> Option<&str> {
+        self.banner.as_deref()
     }
 
     /// Number of symbols.

@@ -76,7 +76,7 @@ impl<S: Source> Dump<S> {
             }
         }
         let evidence = match (given, &self.vmcoreinfo) {
-            (Some(_), _) => "--cr3",
+            (Some(_), _) => "the given CR3",
             (_, None) => "QEMU's notes of the CPUs (there is no VMCOREINFO)",
             (_, Some(_)) => "VMCOREINFO and QEMU's notes of the CPUs",
         };

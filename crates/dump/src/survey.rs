@@ -2,6 +2,7 @@
 //! should not be.
 
 use crate::counts::{Counts, Storage};
+use crate::memory::MemoryMap;
 use crate::names::VSYSCALL;
 use crate::root::Root;
 use crate::users::Users;
@@ -120,13 +121,28 @@ impl Finding {
 
 const WX: Rights = Rights::WRITE.union(Rights::EXECUTE);
 
-/// Frames of which a cell of the map is made, by use.
+/// A cell of the map of memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cell {
-    /// The frames; holes in memory lie between cells.
-    pub frames: FrameRange<GuestPhysical>,
-    /// Number of frames by [`Use`].
+    /// Its first address, in units of [`Survey::cell_frames`].
+    pub number: u64,
+    /// Number of frames in it that the dump has, by [`Use`].
     pub uses: [u64; Use::COUNT],
+}
+
+/// The smallest cells, in frames, of which a machine has few enough.
+fn cell_frames(memory: &MemoryMap) -> u64 {
+    let count = |size: u64| {
+        let mut cells = 0;
+        let mut next = 0;
+        for piece in memory.pieces() {
+            let end = piece.frames.end.raw().div_ceil(size);
+            cells += end - next.max(piece.frames.start.raw() / size).min(end);
+            next = end;
+        }
+        cells
+    };
+    (0..=40).map(|shift| 1 << shift).find(|size| count(*size) <= MOST_CELLS).unwrap_or(1 << 40)
 }
 
 /// What an audit found.
@@ -156,8 +172,10 @@ pub struct Survey {
     pub outside_pages: u64,
     /// The processes' side.
     pub users: Users,
-    /// The map of memory.
+    /// The map of memory, in order; holes have no cells.
     pub cells: Vec<Cell>,
+    /// Frames that a cell covers, a power of two.
+    pub cell_frames: u64,
 }
 
 impl Survey {
@@ -254,6 +272,7 @@ impl<S: Source> Dump<S> {
             outside_pages: 0,
             users: Users::default(),
             cells: Vec::new(),
+            cell_frames: 1,
         };
         let mut room = (MOST_LEAVES, MOST_LEAVES);
         let visited = self.visit_kernel(root, Gva::new(0), |leaf| {
@@ -281,27 +300,16 @@ impl<S: Source> Dump<S> {
 
     /// Looks at every frame once.
     fn classify(&self, survey: &mut Survey, kernel: &Counts<'_>, user: &Counts<'_>) {
-        let step = self.memory.frames().div_ceil(MOST_CELLS).next_power_of_two();
+        survey.cell_frames = cell_frames(&self.memory);
         for (number, piece) in self.memory.pieces().iter().enumerate() {
-            let mut cell: Option<Cell> = None;
             for frame in piece.frames.iter() {
                 let (kernel, user) = (kernel.rights(number, frame), user.rights(number, frame));
                 let usage = Use::of(kernel, user);
-                survey.count_frame(kernel, user, usage);
+                survey.count_frame(frame, kernel, user, usage);
                 if usage.is_finding() {
                     survey.note(frame, kernel, user);
                 }
-                if cell.as_ref().is_none_or(|cell| cell.frames.end <= frame) {
-                    survey.cells.extend(cell.take());
-                    let end = Gfn::new((frame.raw() / step + 1) * step).min(piece.frames.end);
-                    cell = Some(Cell { frames: FrameRange::new(frame, end), uses: [0; 7] });
-                }
-                let place = cell.as_mut().and_then(|cell| cell.uses.get_mut(usage as usize));
-                if let Some(count) = place {
-                    *count += 1;
-                }
             }
-            survey.cells.extend(cell);
         }
     }
 
@@ -327,7 +335,15 @@ impl<S: Source> Dump<S> {
 }
 
 impl Survey {
-    fn count_frame(&mut self, kernel: Rights, user: Rights, usage: Use) {
+    fn count_frame(&mut self, frame: Gfn, kernel: Rights, user: Rights, usage: Use) {
+        let cell = frame.raw() / self.cell_frames;
+        if self.cells.last().is_none_or(|last| last.number != cell) {
+            self.cells.push(Cell { number: cell, uses: [0; Use::COUNT] });
+        }
+        let uses = self.cells.last_mut().map(|last| &mut last.uses);
+        if let Some(count) = uses.and_then(|uses| uses.get_mut(usage as usize)) {
+            *count += 1;
+        }
         let reach = match (user.is_empty(), user.contains(Rights::WRITE)) {
             (true, _) => 0,
             (false, false) => 1,

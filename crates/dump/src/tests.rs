@@ -288,6 +288,7 @@ proptest! {
         prop_assert!(!survey.cut_off && !survey.users.cut_off);
         let frames: u64 = survey.cells.iter().flat_map(|cell| cell.uses).sum();
         prop_assert_eq!(frames, FRAMES as u64);
+        prop_assert!(survey.cells.is_sorted_by(|a, b| a.number < b.number));
     }
 
     #[test]
@@ -369,17 +370,19 @@ fn areas_and_the_image_are_named() {
     let file = linux(4).dump(&[]);
     let dump = Dump::open(file.as_slice()).unwrap();
     let (root, image) = dump.find_root(None).unwrap();
-    let map =
-        b"ffffffff81000000 T _text\nffffffff81000100 t f\nffffffff81400010 D page_offset_base\n";
+    let map = b"ffffffff81000000 T _text\nffffffff81000100 t f\n\
+                ffffffff81400010 D page_offset_base\nffffffff81400ffc D linux_banner\n";
     let mut file = file.clone();
     let at = dump.memory.offset_of(addr::Gpa::new((3 << 21) + 0x10), 8).unwrap();
     let at = usize::try_from(at).unwrap();
     file[at..at + 8].copy_from_slice(&DIRECT.to_le_bytes());
+    file[at + 0xfec..at + 0xff4].copy_from_slice(b"Linux 1\n");
     let dump = Dump::open(file.as_slice()).unwrap();
     let names = crate::names::Names::new(&dump, &root, &image, Some(map)).unwrap();
     let describe = |gva, gpa| names.describe(Gva::new(gva), addr::Gpa::new(gpa));
     assert_eq!(describe(IMAGE + 0x120, (1 << 21) + 0x120), "f+0x20");
     assert_eq!(describe(DIRECT + (1 << 21), 1 << 21), "direct map of _text+0x0");
+    assert_eq!(names.banner(), Some("Linux 1"));
     assert_eq!(describe(DIRECT, 0), "direct map");
     assert_eq!(describe(MODULES, 0), "modules");
 }
