@@ -1,6 +1,5 @@
 //! `ravelin audit`: what the page tables in a memory dump allow, as a table, JSON or a web page.
 
-mod file;
 mod html;
 mod json;
 mod table;
@@ -12,8 +11,8 @@ use dump::Dump;
 use dump::names::Names;
 use dump::root::Root;
 use dump::survey::Survey;
-use file::DumpFile;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use ravelin::dump_file::DumpFile;
 use ravelin::{cache, check};
 use std::io::IsTerminal;
 use std::path::Path;

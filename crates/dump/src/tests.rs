@@ -55,8 +55,10 @@ const fn direct(levels: u8) -> u64 {
     if levels == 5 { 0xff11_0000_0000_0000 } else { DIRECT }
 }
 
-/// Physical addresses of all findings, with number of frames, and the addresses of their mappings.
-fn found(survey: &Survey) -> Vec<(u64, u64, Vec<(u64, u64)>)> {
+/// Physical address, number of frames, and address and number of pages of all mappings.
+type Found = (u64, u64, Vec<(u64, u64)>);
+
+fn found(survey: &Survey) -> Vec<Found> {
     let mappings = |finding: &crate::survey::Finding| {
         finding.aliases.iter().map(|alias| (alias.gva.raw(), alias.pages)).collect()
     };
