@@ -5,12 +5,12 @@ use crate::memory::MemoryMap;
 use addr::{FRAMES_PER_2M, FrameRange, Gfn, GuestPhysical};
 use alloc::vec::Vec;
 use integrity::Rights;
-use integrity::rights::Counters;
+use integrity::rights::{Counters, storage_bytes};
 
 /// Storage for the counters of every piece.
 pub struct Storage(Vec<Vec<u8>>);
 
-/// First frame that a piece is counted from: large leaves stay aligned.
+/// First frame that a piece is counted from: leaves of 2 MiB stay aligned.
 const fn base(frames: FrameRange<GuestPhysical>) -> u64 {
     frames.start.raw() / FRAMES_PER_2M * FRAMES_PER_2M
 }
@@ -22,7 +22,8 @@ impl Storage {
     /// `Memory`.
     pub fn new(memory: &MemoryMap) -> Result<Self, DumpError> {
         let part = |frames: FrameRange<GuestPhysical>| {
-            let length = usize::try_from(frames.end.raw() - base(frames)).ok()?;
+            let length = storage_bytes(frames.end.raw() - base(frames));
+            let length = usize::try_from(length).ok()?;
             let mut bytes = Vec::new();
             bytes.try_reserve_exact(length).ok()?;
             bytes.resize(length, 0);
@@ -43,9 +44,11 @@ pub struct Counts<'a> {
 impl<'a> Counts<'a> {
     /// Counters in this storage, which was made for this memory.
     pub fn new(memory: &'a MemoryMap, storage: &'a mut Storage) -> Self {
-        let parts = storage.0.iter_mut().map(|bytes| Counters::new(bytes));
-        let bases = memory.pieces().iter().map(|piece| base(piece.frames));
-        Self { memory, parts: bases.zip(parts).collect() }
+        let parts = memory.pieces().iter().zip(&mut storage.0).map(|(piece, bytes)| {
+            let base = base(piece.frames);
+            (base, Counters::new(piece.frames.end.raw() - base, bytes))
+        });
+        Self { memory, parts: parts.collect() }
     }
 
     /// Counts a mapping of `range`; whether the dump has any of it.
@@ -54,7 +57,7 @@ impl<'a> Counts<'a> {
         for (number, shared) in self.memory.overlapping(range) {
             let Some((base, counters)) = self.parts.get_mut(number) else { continue };
             let moved = |frame: Gfn| Gfn::new(frame.raw() - *base);
-            counters.add(FrameRange::new(moved(shared.start), moved(shared.end)), rights);
+            counters.map(FrameRange::new(moved(shared.start), moved(shared.end)), rights);
             any = true;
         }
         any

@@ -71,7 +71,7 @@ pub fn survey<'m, V: Vendor>(
         |leaf| {
             leaves += 1;
             let frames = FrameRange::with_count(leaf.gpa.frame(), leaf.level.frames());
-            counters.add(frames, rights_of(leaf.rights));
+            counters.map(frames, rights_of(leaf.rights));
         },
     )
     .map_err(|_| "the guest's page tables are too many or linked in circles")?;
