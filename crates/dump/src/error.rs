@@ -32,13 +32,16 @@ pub enum DumpError {
     /// No page tables of a kernel.
     #[error(
         "no page tables of a Linux kernel were found: {tried} candidates from {evidence} map no \
-         kernel image; find out the right value of CR3 and give it with --cr3"
+         kernel image{}; find out the right value of CR3 and give it with --cr3",
+        if *missing > 0 { " (and the dump is cut off: take it again)" } else { "" }
     )]
     NoRoot {
         /// How many addresses were tried.
         tried: usize,
         /// Where they came from.
         evidence: &'static str,
+        /// Frames that the file should hold and does not.
+        missing: u64,
     },
     /// The page tables of the kernel half cannot be walked to their end.
     #[error("the kernel's page tables cannot be audited: {0}")]

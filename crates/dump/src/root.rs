@@ -80,7 +80,8 @@ impl<S: Source> Dump<S> {
             (_, None) => "QEMU's notes of the CPUs (there is no VMCOREINFO)",
             (_, Some(_)) => "VMCOREINFO and QEMU's notes of the CPUs",
         };
-        let none = DumpError::NoRoot { tried: candidates.len(), evidence };
+        let none =
+            DumpError::NoRoot { tried: candidates.len(), evidence, missing: self.memory.missing() };
         best.ok_or(endless.unwrap_or(none))
     }
 

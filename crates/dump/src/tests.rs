@@ -368,6 +368,16 @@ fn other_files_are_refused_in_words() {
 }
 
 #[test]
+fn a_dump_that_is_cut_off_says_so() {
+    let mut machine = linux(4);
+    machine.cr3 = 7 << 20;
+    let mut file = machine.dump(&[]);
+    file.truncate(5 << 20);
+    let error = audit(&file).unwrap_err();
+    assert!(error.to_string().contains("cut off"), "{error}");
+}
+
+#[test]
 fn areas_and_the_image_are_named() {
     let file = linux(4).dump(&[]);
     let dump = Dump::open(file.as_slice()).unwrap();
