@@ -26,15 +26,14 @@ const PARTS: usize = 512;
 /// Levels: 4 KiB, 2 MiB, 1 GiB.
 const LEVELS: usize = 3;
 
-/// The counters of one frame.
+/// The counters of one frame. From a limit on, a count only says that there is an alias or was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Collective {
-    /// Aliases that can read. Above 6 it stands for that many or fewer; so do the others above
-    /// their limits.
+    /// Aliases that can read; exact below 7.
     pub readable: u8,
-    /// Aliases that can write; above 6 as said.
+    /// Aliases that can write; exact below 7.
     pub writable: u8,
-    /// Aliases that can execute; above 2 as said.
+    /// Aliases that can execute; exact below 3.
     pub executable: u8,
 }
 
