@@ -22,6 +22,8 @@ pub enum Command {
     Prepare(Prepare),
     /// Print what a kernel holds, and what Ravelin can and cannot enforce on it
     Inspect(Inspect),
+    /// Search a memory dump for what can be written and executed, through one mapping or two
+    Audit(Audit),
     /// Work with policy files
     #[command(subcommand)]
     Policy(PolicyCommand),
@@ -180,4 +182,38 @@ pub struct Iso {
     /// Where to write the image
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
+}
+
+const AUDIT: &str = "\
+DUMP is an ELF file: QEMU's `dump-guest-memory FILE`, `virsh dump --memory-only`, or a kdump that
+`makedumpfile -E` or no makedumpfile wrote.
+
+Exit codes:
+  0  nothing was found that should not be
+  1  something was found
+  2  wrong usage or bad input";
+
+#[derive(clap::Args)]
+#[command(after_help = AUDIT)]
+pub struct Audit {
+    /// The memory dump
+    pub dump: PathBuf,
+    /// System.map or vmlinux of the dump's kernel [default: the symbols that the kernel carries]
+    #[arg(long, value_name = "FILE")]
+    pub symbols: Option<PathBuf>,
+    /// Value of CR3 in the dumped machine [default: what the notes in the dump say]
+    #[arg(long, value_name = "ADDRESS", value_parser = address)]
+    pub cr3: Option<u64>,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Write the result as a web page, with a map of memory
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+}
+
+/// A hexadecimal number, with or without 0x before it.
+fn address(text: &str) -> Result<u64, String> {
+    let digits = text.strip_prefix("0x").unwrap_or(text);
+    u64::from_str_radix(digits, 16).map_err(|error| format!("an address is hexadecimal: {error}"))
 }

@@ -4,6 +4,7 @@
 mod bochs;
 pub mod cache;
 pub mod check;
+pub mod dump_file;
 pub mod events;
 pub mod grub;
 pub mod machine;

@@ -1,6 +1,7 @@
 //! The `ravelin` command.
 
 mod args;
+mod audit;
 mod inspect;
 mod iso;
 mod prepare;
@@ -17,6 +18,7 @@ fn main() -> ExitCode {
         Command::Iso(args) => iso::iso(&args),
         Command::Prepare(args) => prepare::prepare(&args),
         Command::Inspect(args) => inspect::inspect(&args),
+        Command::Audit(args) => audit::audit(&args),
         Command::Policy(PolicyCommand::Check { file }) => policy::load(&file).map(|policy| {
             anstream::print!("{}", policy::to_toml(&policy));
             ExitCode::SUCCESS

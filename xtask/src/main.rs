@@ -1,5 +1,6 @@
 //! What a developer types: `cargo xtask demo`, `test`, `bench`, `bochs`, `packages`.
 
+mod audit;
 mod bench;
 mod bochs;
 mod boot;

@@ -49,6 +49,9 @@ const TOOLS: [&str; 10] = [
     "ovmf",
 ];
 
+/// What shows the pages that `cargo xtask test --full` looks at.
+pub const BROWSER: &[&str] = &["chromium"];
+
 /// Installs the tools and fetches kernels of the given flavours.
 ///
 /// # Errors
@@ -104,9 +107,9 @@ fn archive_folder(printed: &str) -> Option<&str> {
 /// This is no Debian system, or its package lists cannot be read.
 pub fn list() -> anyhow::Result<Vec<(String, bool)>> {
     let mut needed = needed(&[Flavour::Cloud, Flavour::Generic])?;
-    for package in crate::bochs::PACKAGES {
+    for package in crate::bochs::PACKAGES.iter().chain(BROWSER) {
         if !needed.iter().any(|other| other == package) {
-            needed.push(package.to_owned());
+            needed.push((*package).to_owned());
         }
     }
     let missing = missing(&needed);

@@ -52,6 +52,9 @@ pub fn run(args: &Args, install: bool) -> anyhow::Result<bool> {
 
 fn run_all(args: &Args, install: bool, tally: &mut Tally) -> anyhow::Result<()> {
     let kernels = packages::prepare(&FLAVOURS, install)?;
+    if args.full {
+        packages::install(packages::BROWSER, install)?;
+    }
     if args.only.is_none() {
         check_sources(&kernels, install, tally)?;
     }

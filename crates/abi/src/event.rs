@@ -241,11 +241,11 @@ pub struct Promotion {
 pub struct Alias {
     /// The frame's guest-physical address.
     pub gpa: u64,
-    /// Readable aliases, 3 standing for three or more.
+    /// Readable aliases; exact below 7.
     pub readable: u8,
-    /// Writable aliases, likewise.
+    /// Writable aliases; exact below 7.
     pub writable: u8,
-    /// Executable aliases, likewise.
+    /// Executable aliases; exact below 3.
     pub executable: u8,
     /// Always 0.
     pub reserved: [u8; 5],

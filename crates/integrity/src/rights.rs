@@ -1,34 +1,43 @@
 //! Permission counters: over all aliases of a frame in the guest's own page tables, how many can
-//! read it, write it, execute it.
+//! read it, write it, execute it. They are filled by a walk and kept up to date by the changes of
+//! the tables.
 //!
-//! One byte per frame holds three counters of two bits, each of which stops at 3, "three or more".
-//! So the counters of 8 frames are one `u64`, and a range of frames is counted a word at a time:
-//! no counter ever carries into its neighbour, because a full one is not incremented.
+//! One byte holds the three counters of a 4 KiB frame, and there is one more such byte for every
+//! 2 MiB and for every 1 GiB, whose counts are for each frame inside. What a frame has is the sum of
+//! the three, so a leaf of any size is one byte changed. How a mapping was divided when it was
+//! counted does not matter: where a part of it goes, its count moves down to the smaller parts
+//! first, which changes no sum.
+//!
+//! What always holds: the rights that the counters show are at least those that there are. A
+//! counter that has reached its limit stays there, since nobody knows any more how many there are;
+//! a new count puts that right.
+
+mod lanes;
+#[cfg(test)]
+mod tests;
 
 use crate::Rights;
-use addr::{FrameRange, Gfn};
+use addr::{FrameRange, Gfn, GuestPhysical};
+use core::ops::Range;
+use lanes::{LANES, add_to_all, changed, count_of, increment_of, none, remove_from_all, some_of};
 
-/// The low bit of the three counters of a frame.
-const LOW: u8 = 0b01_01_01;
-/// Frames in a word.
-const LANES: usize = 8;
+/// Parts of a byte's span that have a byte of their own, one level below.
+const PARTS: usize = 512;
+/// Levels: 4 KiB, 2 MiB, 1 GiB.
+const LEVELS: usize = 3;
 
-/// The counters of one frame.
+/// The counters of one frame. From a limit on, a count only says that there is an alias or was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Collective {
-    /// Aliases that can read; 3 stands for three or more, here and below.
+    /// Aliases that can read; exact below 7.
     pub readable: u8,
-    /// Aliases that can write.
+    /// Aliases that can write; exact below 7.
     pub writable: u8,
-    /// Aliases that can execute.
+    /// Aliases that can execute; exact below 3.
     pub executable: u8,
 }
 
 impl Collective {
-    const fn from_byte(byte: u8) -> Self {
-        Self { readable: byte & 3, writable: byte >> 2 & 3, executable: byte >> 4 & 3 }
-    }
-
     /// What can be done through any alias.
     pub fn rights(self) -> Rights {
         let granted = |count, right| if count > 0 { right } else { Rights::empty() };
@@ -52,64 +61,148 @@ pub struct Totals {
     pub conflicting: u64,
 }
 
-/// Counters for frames 0 to `storage.len()` of a guest.
+/// A change took away what was never counted: the caller missed a change before it. Nothing was
+/// taken away where nothing was counted, so what the counters show is still not too little.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{frames} frames lost a mapping that was never counted: count all mappings again")]
+pub struct Uncounted {
+    /// Number of frames, each once for every right.
+    pub frames: u64,
+}
+
+/// Bytes of storage for the counters of frames 0 to `frames`: 1 + 1/512 + 1/512² for each.
+pub const fn storage_bytes(frames: u64) -> u64 {
+    let large = frames.div_ceil(PARTS as u64);
+    frames.saturating_add(large).saturating_add(large.div_ceil(PARTS as u64))
+}
+
+/// Counters for frames 0 to some number of a guest.
 pub struct Counters<'a> {
-    storage: &'a mut [u8],
+    levels: [&'a mut [u8]; LEVELS],
 }
 
 impl<'a> Counters<'a> {
-    /// Takes over `storage`, one byte per frame, and zeroes it.
-    pub fn new(storage: &'a mut [u8]) -> Self {
+    /// Zeroed counters for `frames` frames, or as many as `storage` has room for; see
+    /// [`storage_bytes`].
+    pub fn new(frames: u64, storage: &'a mut [u8]) -> Self {
+        let fitting = storage.len() / (PARTS + 2) * PARTS;
+        let wanted = usize::try_from(frames).unwrap_or(usize::MAX);
+        let enough = storage_bytes(frames) <= storage.len() as u64;
+        let frames = if enough { wanted } else { fitting.saturating_sub(PARTS).min(wanted) };
         storage.fill(0);
-        Self { storage }
+        let (small, rest) = storage.split_at_mut(frames);
+        let (large, rest) = rest.split_at_mut(frames.div_ceil(PARTS));
+        let (huge, _) = rest.split_at_mut(frames.div_ceil(PARTS).div_ceil(PARTS));
+        Self { levels: [small, large, huge] }
     }
 
-    /// Counts one alias with `rights` for every frame of `range`. Frames past the end of the
-    /// storage (devices, say) are left out.
-    pub fn add(&mut self, range: FrameRange<addr::GuestPhysical>, rights: Rights) {
-        let clamp = |frame: Gfn| {
-            usize::try_from(frame.raw()).map_or(self.storage.len(), |n| n.min(self.storage.len()))
-        };
-        let (start, end) = (clamp(range.start), clamp(range.end));
-        let Some(frames) = self.storage.get_mut(start..end) else { return };
+    /// Counts a mapping with `rights` of every frame of `range`. Frames past the end of the
+    /// storage (devices, say) are left out, here and below.
+    #[inline]
+    pub fn map(&mut self, range: FrameRange<GuestPhysical>, rights: Rights) {
         let one = increment_of(rights);
-        let (words, rest) = frames.as_chunks_mut::<LANES>();
-        for word in words {
-            *word = saturating_add(u64::from_ne_bytes(*word), u64::from_ne_bytes([one; LANES]))
-                .to_ne_bytes();
+        if let Some(byte) = self.single(range) {
+            *byte = changed(*byte, one, 0);
+            return;
         }
-        for frame in rest {
-            let [sum, ..] = saturating_add(u64::from(*frame), u64::from(one)).to_le_bytes();
-            *frame = sum;
+        self.map_parts(range, one);
+    }
+
+    fn map_parts(&mut self, range: FrameRange<GuestPhysical>, one: u8) {
+        for (level, part) in self.parts(range) {
+            if let Some(bytes) = self.bytes(level, part) {
+                add_to_all(bytes, one);
+            }
         }
+    }
+
+    /// A mapping with `rights` of every frame of `range` is gone.
+    ///
+    /// # Errors
+    /// [`Uncounted`]; the rest of the range was changed all the same.
+    pub fn unmap(
+        &mut self,
+        range: FrameRange<GuestPhysical>,
+        rights: Rights,
+    ) -> Result<(), Uncounted> {
+        self.update(range, rights, Rights::empty())
+    }
+
+    /// A mapping of every frame of `range` has changed its rights.
+    ///
+    /// # Errors
+    /// As for [`Counters::unmap`].
+    #[inline]
+    pub fn update(
+        &mut self,
+        range: FrameRange<GuestPhysical>,
+        from: Rights,
+        to: Rights,
+    ) -> Result<(), Uncounted> {
+        let (more, less) = (increment_of(to - from), increment_of(from - to));
+        if let Some(byte) = self.single(range)
+            && some_of(*byte) & less == less
+        {
+            *byte = changed(*byte, more, less);
+            return Ok(());
+        }
+        self.update_parts(range, from, to)
+    }
+
+    fn update_parts(
+        &mut self,
+        range: FrameRange<GuestPhysical>,
+        from: Rights,
+        to: Rights,
+    ) -> Result<(), Uncounted> {
+        self.map_parts(range, increment_of(to - from));
+        let mut frames = 0;
+        for (level, part) in self.parts(range) {
+            for right in (from - to).iter() {
+                frames += self.take(level, part.clone(), increment_of(right));
+            }
+        }
+        if frames == 0 { Ok(()) } else { Err(Uncounted { frames }) }
     }
 
     /// The counters of `frame`; `None` outside of the storage.
     pub fn collective(&self, frame: Gfn) -> Option<Collective> {
         let index = usize::try_from(frame.raw()).ok()?;
-        self.storage.get(index).map(|byte| Collective::from_byte(*byte))
+        let [small, large, huge] = &self.levels;
+        let bytes =
+            [*small.get(index)?, *large.get(index / PARTS)?, *huge.get(index / PARTS / PARTS)?];
+        let sum = |right| bytes.iter().map(|byte| count_of(*byte, right)).sum();
+        Some(Collective {
+            readable: sum(Rights::READ),
+            writable: sum(Rights::WRITE),
+            executable: sum(Rights::EXECUTE),
+        })
     }
 
     /// All frames in order.
     pub fn iter(&self) -> impl Iterator<Item = (Gfn, Collective)> {
-        (0..).map(Gfn::new).zip(self.storage.iter().map(|byte| Collective::from_byte(*byte)))
+        (0..).map(Gfn::new).map_while(|frame| Some((frame, self.collective(frame)?)))
     }
 
     /// Counts frames by what all aliases together allow, a word at a time.
     pub fn totals(&self) -> Totals {
         let mut totals = Totals::default();
-        let (words, rest) = self.storage.as_chunks::<LANES>();
-        let mut last = [0; LANES];
-        for (to, from) in last.iter_mut().zip(rest) {
-            *to = *from;
-        }
-        for word in words.iter().chain([&last]) {
-            let word = u64::from_ne_bytes(*word);
-            let some = word | word >> 1;
-            let one_per_frame = u64::from_ne_bytes([1; LANES]);
-            let (writable, executable) = (some >> 2 & one_per_frame, some >> 4 & one_per_frame);
-            totals.writable += u64::from(writable.count_ones());
-            totals.conflicting += u64::from((writable & executable).count_ones());
+        let [small, large, huge] = &self.levels;
+        for (number, frames) in small.chunks(PARTS).enumerate() {
+            let of =
+                |level: &[u8], number: usize| level.get(number).map_or(0, |byte| some_of(*byte));
+            let whole = of(large, number) | of(huge, number / PARTS);
+            let (words, rest) = frames.as_chunks::<LANES>();
+            let mut last = [0; LANES];
+            for (to, from) in last.iter_mut().zip(rest) {
+                *to = *from;
+            }
+            for (word, used) in words.iter().map(|word| (word, LANES)).chain([(&last, rest.len())])
+            {
+                let (writable, conflicting) = lanes::totals(*word, whole, used);
+                totals.writable += writable;
+                totals.conflicting += conflicting;
+            }
         }
         totals
     }
@@ -118,81 +211,125 @@ impl<'a> Counters<'a> {
     pub fn conflicts(&self) -> impl Iterator<Item = (Gfn, Collective)> {
         self.iter().filter(|(_, collective)| collective.conflicts())
     }
-}
 
-/// `rights` as an increment of the counters of one frame.
-fn increment_of(rights: Rights) -> u8 {
-    let bit = |right, shift: u32| u8::from(rights.contains(right)) << shift;
-    bit(Rights::READ, 0) | bit(Rights::WRITE, 2) | bit(Rights::EXECUTE, 4)
-}
-
-/// Adds the increment `ones` (low bits of counters only) to 8 frames at once, except where a
-/// counter is full.
-const fn saturating_add(counters: u64, ones: u64) -> u64 {
-    let low = u64::from_ne_bytes([LOW; LANES]);
-    let full = counters & counters >> 1 & low;
-    counters + (ones & !full)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-    use std::vec;
-    use std::vec::Vec;
-
-    const FRAMES: u64 = 100;
-
-    fn any_rights() -> impl Strategy<Value = Rights> {
-        (0u8..8).prop_map(Rights::from_bits_truncate)
+    /// The bytes that stand for exactly the frames of `range`: as large ones as there are.
+    fn parts(
+        &self,
+        range: FrameRange<GuestPhysical>,
+    ) -> impl Iterator<Item = (usize, Range<usize>)> + use<> {
+        let [small, ..] = &self.levels;
+        let clamp =
+            |frame: Gfn| usize::try_from(frame.raw()).map_or(small.len(), |n| n.min(small.len()));
+        let (start, end) = (clamp(range.start), clamp(range.end));
+        let (left, inner, right) = around(start..end.max(start));
+        let (large_left, huge, large_right) = around(inner);
+        let parts = [(0, left), (1, large_left), (2, huge), (1, large_right), (0, right)];
+        parts.into_iter().filter(|(_, part)| !part.is_empty())
     }
 
-    proptest! {
-        /// The model: a list of all aliases of each frame.
-        #[test]
-        fn counts_like_a_list_of_aliases(
-            aliases in prop::collection::vec((0..FRAMES + 20, 0..FRAMES, any_rights()), 0..40)
-        ) {
-            let mut storage = vec![0xff; usize::try_from(FRAMES).unwrap()];
-            let mut counters = Counters::new(&mut storage);
-            for (start, count, rights) in &aliases {
-                counters.add(FrameRange::with_count(Gfn::new(*start), *count), *rights);
+    /// The byte of the only frame of `range`, which is what most changes are about.
+    #[inline]
+    fn single(&mut self, range: FrameRange<GuestPhysical>) -> Option<&mut u8> {
+        let [small, ..] = &mut self.levels;
+        let index = usize::try_from(range.start.raw()).ok()?;
+        if range.count() == 1 { small.get_mut(index) } else { None }
+    }
+
+    fn bytes(&mut self, level: usize, part: Range<usize>) -> Option<&mut [u8]> {
+        self.levels.get_mut(level)?.get_mut(part)
+    }
+
+    /// Takes one from a counter of these bytes; gives the number of frames that had none.
+    fn take(&mut self, level: usize, part: Range<usize>, one: u8) -> u64 {
+        let mut missing = 0;
+        let mut start = part.start;
+        // Each time around, all bytes up to one that has nothing to give, and then that one.
+        while start < part.end {
+            let Some(bytes) = self.bytes(level, start..part.end) else { return missing };
+            start += remove_from_all(bytes, one);
+            if start < part.end {
+                missing += self.take_elsewhere(level, start, one);
+                start += 1;
             }
-            let mut conflicts = Vec::new();
-            for frame in (0..FRAMES).map(Gfn::new) {
-                let count = |right| {
-                    let all = aliases.iter().filter(|(start, count, rights)| {
-                        rights.contains(right)
-                            && FrameRange::with_count(Gfn::new(*start), *count).contains(frame)
-                    });
-                    u8::try_from(all.count().min(3)).unwrap()
-                };
-                let expected = Collective {
-                    readable: count(Rights::READ),
-                    writable: count(Rights::WRITE),
-                    executable: count(Rights::EXECUTE),
-                };
-                prop_assert_eq!(counters.collective(frame), Some(expected));
-                if expected.rights().contains(Rights::WRITE | Rights::EXECUTE) {
-                    conflicts.push((frame, expected));
-                }
+        }
+        missing
+    }
+
+    /// Takes one for a byte that has none: from the byte above it, or from all those below it.
+    fn take_elsewhere(&mut self, level: usize, index: usize, one: u8) -> u64 {
+        match self.lower(level, index, one) {
+            Lowered::Full => 0,
+            Lowered::Yes => {
+                let bytes = self.bytes(level, index..index + 1);
+                bytes.map_or(0, |bytes| u64::from(remove_from_all(bytes, one) == 0))
             }
-            let writable = counters.iter().filter(|(_, c)| c.writable > 0).count() as u64;
-            let totals = Totals { writable, conflicting: conflicts.len() as u64 };
-            prop_assert_eq!(counters.totals(), totals);
-            prop_assert_eq!(counters.conflicts().collect::<Vec<_>>(), conflicts);
-            prop_assert_eq!(counters.collective(Gfn::new(FRAMES)), None);
+            Lowered::No => match level.checked_sub(1) {
+                // At most 512 bytes, and 512 below each.
+                Some(below) => self.take_below(below, index, one),
+                None => 1,
+            },
         }
     }
 
-    #[test]
-    fn huge_and_backward_ranges_are_clamped() {
-        let mut storage = [0; 9];
-        let mut counters = Counters::new(&mut storage);
-        counters.add(FrameRange::new(Gfn::new(8), Gfn::new(u64::MAX)), Rights::WRITE);
-        counters.add(FrameRange::new(Gfn::new(7), Gfn::new(3)), Rights::WRITE);
-        counters.add(FrameRange::new(Gfn::new(1 << 60), Gfn::new(u64::MAX)), Rights::WRITE);
-        assert_eq!(counters.iter().map(|(_, c)| c.writable).sum::<u8>(), 1);
-        assert_eq!(counters.collective(Gfn::new(8)).unwrap().rights(), Rights::WRITE);
+    /// Takes one from all parts of a byte, none of which has anything above it.
+    fn take_below(&mut self, level: usize, above: usize, one: u8) -> u64 {
+        let mut missing = 0;
+        for index in self.parts_of(level, above) {
+            let taken = self.bytes(level, index..index + 1).map_or(1, |b| remove_from_all(b, one));
+            if taken == 0 {
+                missing += match level.checked_sub(1) {
+                    Some(below) => self.take_below(below, index, one),
+                    None => 1,
+                };
+            }
+        }
+        missing
     }
+
+    /// Moves one of the count above a byte down to the byte and its neighbours.
+    fn lower(&mut self, level: usize, index: usize, one: u8) -> Lowered {
+        let (above, parent) = (level + 1, index / PARTS);
+        let Some([byte]) = self.bytes(above, parent..parent + 1) else { return Lowered::No };
+        if none(*byte, one) {
+            match self.lower(above, parent, one) {
+                Lowered::Yes => {}
+                other => return other,
+            }
+        }
+        let Some([byte]) = self.bytes(above, parent..parent + 1) else { return Lowered::No };
+        if lanes::is_full(*byte, one) {
+            return Lowered::Full;
+        }
+        *byte -= one;
+        let parts = self.parts_of(level, parent);
+        if let Some(bytes) = self.bytes(level, parts) {
+            add_to_all(bytes, one);
+        }
+        Lowered::Yes
+    }
+
+    /// The bytes of `level` that a byte above it consists of.
+    fn parts_of(&self, level: usize, above: usize) -> Range<usize> {
+        let length = self.levels.get(level).map_or(0, |bytes| bytes.len());
+        (above * PARTS).min(length)..((above + 1) * PARTS).min(length)
+    }
+}
+
+/// How a count moved down.
+enum Lowered {
+    /// By one.
+    Yes,
+    /// It is full, and stays where it is.
+    Full,
+    /// There is none.
+    No,
+}
+
+/// Divides a range into what lies before the first multiple of [`PARTS`], the multiples inside, in
+/// units of [`PARTS`], and what lies behind the last.
+fn around(range: Range<usize>) -> (Range<usize>, Range<usize>, Range<usize>) {
+    let first = range.start.next_multiple_of(PARTS).min(range.end);
+    let last = (range.end / PARTS * PARTS).max(first);
+    let inner = if first < last { first / PARTS..last / PARTS } else { 0..0 };
+    (range.start..first, inner, last..range.end)
 }

@@ -41,6 +41,7 @@ mod write;
 pub use decompress::Compression;
 pub use error::ImageError;
 pub use inspect::Inspection;
+pub use kallsyms::{Symbol, Symbols};
 pub use pack::{pack, unpack};
 pub use table::{Summary, SymbolTable};
 pub use write::without_symbols;
@@ -111,4 +112,13 @@ fn finished(parts: &write::Parts<'_>) -> Result<Vec<u8>, ImageError> {
 /// `NotABzImage`, `OldProtocol`, `Truncated`, `UnknownCompression`.
 pub fn compression(bzimage: &[u8]) -> Result<Compression, ImageError> {
     decompress::method(setup::parse(bzimage)?.payload)
+}
+
+/// Finds the symbols of a kernel that runs, in parts of its memory, each with the address of its
+/// first byte. The lowest address is that of `_text`.
+///
+/// # Errors
+/// `NotVmlinux` without any part, `NoSymbols`.
+pub fn symbols_in_memory(parts: &[(u64, &[u8])]) -> Result<Symbols, ImageError> {
+    kallsyms::Symbols::find(&vmlinux::Image::in_memory(parts)?)
 }

@@ -61,6 +61,18 @@ impl<'a> Image<'a> {
         Ok(Self { segments, base })
     }
 
+    /// The image of a kernel that runs, at the addresses where it does.
+    ///
+    /// # Errors
+    /// `NotVmlinux` without any part.
+    pub fn in_memory(parts: &[(u64, &'a [u8])]) -> Result<Self, ImageError> {
+        let segment = |&(address, bytes): &(u64, &'a [u8])| Segment { address, bytes };
+        let segments: Vec<Segment<'a>> = parts.iter().map(segment).collect();
+        let base = segments.iter().map(|segment| segment.address).min();
+        let base = base.ok_or_else(|| ImageError::NotVmlinux("no part of it is there".into()))?;
+        Ok(Self { segments, base })
+    }
+
     /// Lowest link-time address.
     pub const fn base(&self) -> u64 {
         self.base

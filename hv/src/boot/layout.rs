@@ -45,15 +45,15 @@ pub fn module_ranges(info: &BootInfo) -> ArrayVec<Range<u64>, 8> {
 /// that the guest's large leaves around it stay large.
 ///
 /// It is large enough for everything that can be asked of it: two second-stage tables split down
-/// to 4 KiB everywhere (8 KiB per 2 MiB of RAM), two bytes of state per frame, and 16 MiB for the
-/// manifest, the CPUs and the tables of device memory.
+/// to 4 KiB everywhere (8 KiB per 2 MiB of RAM), two bytes of state per frame and a little more for
+/// counters of large leaves, and 16 MiB for the manifest, the CPUs and the tables of device memory.
 ///
 /// # Errors
 /// There is no such place.
 pub fn choose_pool(info: &BootInfo) -> Result<FrameRange<HostPhysical>, &'static str> {
     const TOO_SMALL: &str = "too little memory: Ravelin needs 16 MiB and 0.5 % of the machine's RAM in one piece below 4 GiB, clear of the boot modules";
     let ram: u64 = info.regions.iter().filter(|r| r.is_ram()).map(|r| r.length).sum();
-    let wanted = (16 * MIB + ram / 2048 + ram / 256).next_multiple_of(2 * MIB);
+    let wanted = (16 * MIB + ram / 2048 + ram / MIB + ram / 256).next_multiple_of(2 * MIB);
     let mut taken = module_ranges(info);
     taken.push(bytes(space::image()));
     let memory = Memory { regions: &info.regions, taken: &taken };

@@ -16,7 +16,7 @@ use arrayvec::ArrayVec;
 use core::sync::atomic::AtomicU8;
 use frames::{Audit, AuditedLeaf, Finding, FrameStates};
 use integrity::Rights;
-use integrity::rights::Counters;
+use integrity::rights::{Counters, storage_bytes};
 use integrity::state::{PageState, View};
 use mtrr::MemoryTypes;
 use paging::guest::Buffers;
@@ -37,6 +37,7 @@ pub struct Memory<V: Vendor> {
     types: &'static MemoryTypes,
     states: FrameStates<'static, PageState>,
     counters: &'static mut [u8],
+    ram_end: Gfn,
     /// Room for walking the guest's tables.
     pub buffers: &'static mut Buffers,
 }
@@ -61,7 +62,8 @@ impl<V: Vendor> Memory<V> {
     ) -> Result<Self, &'static str> {
         let states = Block::take(ram_end.raw().div_ceil(PAGE_SIZE)).ok_or(NO_MEMORY)?.leak();
         let states = <[AtomicU8]>::mut_from_bytes(states).map_err(|_| NO_MEMORY)?;
-        let counters = Block::take(ram_end.raw().div_ceil(PAGE_SIZE)).ok_or(NO_MEMORY)?.leak();
+        let bytes = storage_bytes(ram_end.raw());
+        let counters = Block::take(bytes.div_ceil(PAGE_SIZE)).ok_or(NO_MEMORY)?.leak();
         let buffers = Block::take(5).ok_or(NO_MEMORY)?.leak_as().ok_or(NO_MEMORY)?;
         let table = || identity::<V>(limit, &ram, types, own, separation).map_err(|_| NO_MEMORY);
         let memory = Self {
@@ -70,6 +72,7 @@ impl<V: Vendor> Memory<V> {
             user: if separation == Separation::Views { Some(table()?) } else { None },
             states: FrameStates::new(Gfn::new(0), states, PageState::Data),
             counters,
+            ram_end,
             buffers,
             ram,
             types,
@@ -107,7 +110,7 @@ impl<V: Vendor> Memory<V> {
 
     /// Room for walking the guest's tables and zeroed counters, together.
     pub fn survey(&mut self) -> (&mut Buffers, Counters<'_>) {
-        (self.buffers, Counters::new(self.counters))
+        (self.buffers, Counters::new(self.ram_end.raw(), self.counters))
     }
 
     /// Number of leaves of 4 KiB, 2 MiB and 1 GiB in all views.

@@ -91,7 +91,7 @@ fn survey<'m, V: Vendor>(
 ) -> Result<Survey<'m>, &'static str> {
     let (buffers, mut counters) = memory.survey();
     let leaves =
-        visit(vcpu, buffers, |leaf| counters.add(frames_of(&leaf), rights_of(leaf.rights)))?;
+        visit(vcpu, buffers, |leaf| counters.map(frames_of(&leaf), rights_of(leaf.rights)))?;
     Ok(Survey { counters, leaves })
 }
 
