@@ -193,6 +193,13 @@ impl<'a> Counters<'a> {
                 |level: &[u8], number: usize| level.get(number).map_or(0, |byte| some_of(*byte));
             let whole = of(large, number) | of(huge, number / PARTS);
             let (words, rest) = frames.as_chunks::<LANES>();
+            if words.iter().all(|word| *word == [0; LANES]) && rest.is_empty() {
+                // Most frames are mapped by large leaves only.
+                let (writable, conflicting) = lanes::totals([0; LANES], whole, LANES);
+                totals.writable += writable * words.len() as u64;
+                totals.conflicting += conflicting * words.len() as u64;
+                continue;
+            }
             let mut last = [0; LANES];
             for (to, from) in last.iter_mut().zip(rest) {
                 *to = *from;

@@ -1,9 +1,9 @@
 //! All leaves of one half of the guest's address space.
 
 use super::{GuestRights, Step, canonical, shift, step};
-use crate::format::bits;
+use crate::format::{ADDRESS, bits};
 use crate::{ENTRIES, Level};
-use addr::{Gpa, Gva};
+use addr::{Gpa, Gva, PAGE_SHIFT};
 use core::ops::Range;
 
 /// Copies of the tables on the way from the root to the current leaf: 20 KiB, too much for a
@@ -92,6 +92,25 @@ pub fn visit_user_half(
     visit(root, levels, (0..ENTRIES / 2, Gva::new(0)), budget, buffers, read_table, f)
 }
 
+/// Visits the pages of a table of the last level, the first of which is at `first`.
+fn pages(
+    table: &[u64; ENTRIES],
+    first: Gva,
+    rights: GuestRights,
+    start: Gva,
+    f: &mut impl FnMut(GuestLeaf),
+) {
+    let before = start.raw().saturating_sub(first.raw()) >> PAGE_SHIFT;
+    let present = |entry: &&u64| **entry & bits::PRESENT != 0;
+    for (entry, index) in table.iter().zip(0..).filter(|(entry, _)| present(entry)) {
+        if index >= before {
+            let gva = first.plus(index << PAGE_SHIFT);
+            let gpa = Gpa::new(entry & ADDRESS);
+            f(GuestLeaf { gva, gpa, level: Level::Page4K, rights: rights.and(*entry) });
+        }
+    }
+}
+
 /// Visits what these entries of the root lead to, from an address on.
 fn visit(
     root: Gpa,
@@ -117,7 +136,7 @@ fn visit(
     };
 
     let [buffer, ..] = buffers;
-    if !read(Gpa::new(root.raw() & crate::format::ADDRESS), buffer)? {
+    if !read(Gpa::new(root.raw() & ADDRESS), buffer)? {
         return Ok(visited);
     }
     let first = Cursor { next: top.start, base: 0, rights: GuestRights::ALL };
@@ -149,7 +168,13 @@ fn visit(
             Step::Leaf(gpa, level) => f(GuestLeaf { gva, gpa, level, rights }),
             Step::Table(table) => {
                 let below = usize::from(depth) + 1;
-                if read(table, &mut buffers[below])? {
+                if !read(table, &mut buffers[below])? {
+                    continue;
+                }
+                if level == 2 {
+                    // Nearly all entries are in tables of the last level.
+                    pages(&buffers[below], gva, rights, start, &mut f);
+                } else {
                     cursors[below] = Cursor { next: 0, base, rights };
                     depth += 1;
                 }
