@@ -13,15 +13,22 @@ use std::process::Command;
 /// What QEMU emulates unless told otherwise: a CPU with SVM and nested paging.
 const TCG_CPU: &str = "EPYC-v3,+svm,+npt,+umip";
 
+/// With a thread for each CPU, QEMU loses the first CPU's world switches: whenever any CPU loads
+/// the x87 status word, `cpu_clear_ignne` reads, changes and writes the word of the first CPU that
+/// also says whether it is in a guest and under nested paging, while that CPU changes it itself
+/// (seen in 7.2; the code is the same in 10). All CPUs in one thread take turns and cannot race.
+const TCG_WITH_SVM: &str = "tcg,thread=single";
+
 pub fn command(
     program: &Path,
     machine: &Machine,
     manifest: &[u8],
     scratch: &Scratch,
 ) -> anyhow::Result<Command> {
-    let (accel, cpu) = match machine.accel {
-        Accel::Tcg => ("tcg", TCG_CPU),
-        Accel::Kvm => ("kvm", "host"),
+    let (accel, cpu) = match (machine.accel, &machine.protection) {
+        (Accel::Tcg, Protection::Ravelin { .. }) => (TCG_WITH_SVM, TCG_CPU),
+        (Accel::Tcg, Protection::Bare) => ("tcg", TCG_CPU),
+        (Accel::Kvm, _) => ("kvm", "host"),
     };
     let mut qemu = Command::new(program);
     qemu.args(["-machine", "q35", "-accel", accel])

@@ -8,8 +8,10 @@
 //! whether an NMI can be delivered.
 
 use crate::boot::Machine;
+use crate::vm::Ram;
 use addr::{Gpa, GuestPhysical, Gva, Hfn};
 use integrity::Rights;
+use mtrr::{MemoryType, MemoryTypes};
 use paging::Format;
 use spin::Once;
 use x86_decode::{Mode, Registers, Table};
@@ -117,13 +119,30 @@ pub struct Settings<V: Vendor> {
     pub split_execution: bool,
 }
 
+/// How an entry of one second-stage table can tell user from supervisor execution.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SplitExecution {
+    /// Each is allowed or not, by whether the guest's own tables make it a user address (Intel's
+    /// mode-based execute control).
+    ByAddress,
+    /// User code alone, both, or neither, by the CPL (AMD's guest mode execute trap). Supervisor
+    /// code alone cannot be expressed, and user code may execute as well what supervisor code may:
+    /// the second stage is there to keep supervisor code from what it must not execute.
+    ByPrivilege,
+}
+
 /// A format of second-stage tables.
 pub trait SecondStage: Format<Input = GuestPhysical> {
     /// Rights of a leaf on which the kernel may do `kernel` and user code `user`. Both can differ
-    /// in execution, if [`Vendor::splits_execution`]. `ram`: not device memory.
-    fn rights(kernel: Rights, user: Rights, ram: bool) -> Self::Rights;
+    /// in execution, if `split` says how the CPU tells one from the other.
+    fn rights(
+        kernel: Rights,
+        user: Rights,
+        split: Option<SplitExecution>,
+        memory_type: MemoryType,
+    ) -> Self::Rights;
     /// What the kernel may do.
-    fn allowed(rights: Self::Rights) -> Rights;
+    fn allowed(rights: Self::Rights, split: Option<SplitExecution>) -> Rights;
 }
 
 /// A vendor's vCPU. All methods but [`Vendor::new`] and the static ones are called on the CPU that
@@ -139,8 +158,16 @@ pub trait Vendor: Sized + 'static {
     /// # Errors
     /// A sentence that says what is missing and what to do.
     fn check_support() -> Result<(), &'static str>;
-    /// Whether a table entry can allow execution to user and to supervisor code separately.
-    fn splits_execution() -> bool;
+    /// How a table entry can allow execution to user and to supervisor code separately, if it can.
+    fn splits_execution() -> Option<SplitExecution>;
+    /// What leaves say of caching, read on the first CPU.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong with the firmware.
+    fn memory_types(ram: &Ram) -> Result<MemoryTypes, &'static str>;
+    /// Whether an INIT or SIPI that the guest sends can do no more than make the target exit, so
+    /// that the guest may write to its local APICs.
+    fn holds_against_init() -> bool;
     /// Where everything that CPUs share is kept.
     fn machine() -> &'static Once<Machine<Self>>;
     /// Address of the code that takes an NMI which hits the hypervisor.

@@ -7,37 +7,66 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+#[cfg(test)]
+extern crate std;
+
 pub mod event;
 pub mod hypercall;
 pub mod manifest;
 pub mod policy;
 
+use rapidhash::v3::{RapidSecrets, RapidStreamHasherV3, rapidhash_v3_seeded};
+
 /// Ravelin runs on at most this many CPUs.
 pub const MAX_CPUS: usize = 16;
 
-/// The digest used where a record must be recognised and accidental damage found: XXH3, 64 bits,
-/// seed 0. It is no defence against somebody who can choose the bytes; measured boot is.
+static SECRETS: RapidSecrets = RapidSecrets::seed_cpp(0);
+
+/// The digest used where a record must be recognised and accidental damage found: rapidhash,
+/// version 3, seed 0. It is no defence against somebody who can choose the bytes; measured boot is.
 pub fn digest(bytes: &[u8]) -> u64 {
-    xxhash_rust::xxh3::xxh3_64(bytes)
+    rapidhash_v3_seeded(bytes, &SECRETS)
 }
 
 /// The same digest fed piece by piece.
-#[derive(Clone)]
-pub struct Digest(xxhash_rust::xxh3::Xxh3);
+pub struct Digest(RapidStreamHasherV3<'static>);
 
 impl Default for Digest {
     fn default() -> Self {
-        Self(xxhash_rust::xxh3::Xxh3::new())
+        Self(RapidStreamHasherV3::new(&SECRETS))
     }
 }
 
 impl Digest {
     /// Appends `bytes`.
     pub fn update(&mut self, bytes: &[u8]) {
-        self.0.update(bytes);
+        self.0.write(bytes);
     }
     /// The digest of everything appended so far.
     pub fn finish(&self) -> u64 {
-        self.0.digest()
+        self.0.finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Digest, digest};
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_digest_in_pieces_is_that_of_the_whole(
+            bytes in prop::collection::vec(any::<u8>(), 0..2000),
+            cuts in prop::collection::vec(1_usize..700, 0..12),
+        ) {
+            let mut pieces = Digest::default();
+            let mut rest = bytes.as_slice();
+            for cut in cuts.into_iter().chain([usize::MAX]) {
+                let (piece, after) = rest.split_at(cut.min(rest.len()));
+                pieces.update(piece);
+                rest = after;
+            }
+            prop_assert_eq!(pieces.finish(), digest(&bytes));
+        }
     }
 }

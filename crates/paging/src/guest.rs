@@ -14,7 +14,7 @@ mod tests;
 mod visit;
 mod walk;
 
-pub use visit::{Buffers, GuestLeaf, VisitError, Visited, visit_kernel_half};
+pub use visit::{Buffers, GuestLeaf, VisitError, Visited, visit_kernel_half, visit_user_half};
 pub use walk::{Translation, WalkError, walk};
 
 /// What all levels together allow.

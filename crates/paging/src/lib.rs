@@ -23,10 +23,8 @@ mod removed;
 mod span;
 mod table;
 
-pub use format::{Entry, Format, HostRights, Level, Npt, NptRights, X86_64};
-pub use format::{
-    Ept, EptCapabilities, EptData, EptRights, EptUnsupported, Eptp, ExecuteOnly, MemoryType,
-};
+pub use format::{Entry, Format, HostRights, Level, Npt, NptExecute, NptRights, X86_64};
+pub use format::{Ept, EptCapabilities, EptData, EptRights, EptUnsupported, Eptp, ExecuteOnly};
 pub use memory::TableMemory;
 pub use removed::{Flushed, Removed};
 pub use table::{Leaf, PageTable};

@@ -82,6 +82,13 @@ impl<F: Format> Removed<F> {
     }
 }
 
+/// What no change leaves behind; for [`Removed::join`].
+impl<F: Format> Default for Removed<F> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 /// Frees a table and all tables below it.
 pub(crate) fn free_tree<F: Format, M: TableMemory>(memory: &mut M, table: Hfn, level: Level) {
     if let Some(below) = level.below() {

@@ -4,6 +4,15 @@
 pub const APIC_BASE: u32 = 0x1b;
 /// Whether VMX may be used; locked by the firmware (SDM 3C, 24.7).
 pub const FEATURE_CONTROL: u32 = 0x3a;
+/// How many memory type range registers there are (SDM 3A, 12.11.1).
+pub const MTRR_CAP: u32 = 0xfe;
+/// First of the variable ranges: base and mask of each, in turn.
+pub const MTRR_VARIABLE: u32 = 0x200;
+/// Types of the first MiB: one register of 8 64 KiB blocks, two of 16 KiB, eight of 4 KiB.
+pub const MTRR_FIXED: [u32; 11] =
+    [0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f];
+/// Type of memory that no range covers, and the switches.
+pub const MTRR_DEFAULT: u32 = 0x2ff;
 /// SYSENTER code selector.
 pub const SYSENTER_CS: u32 = 0x174;
 /// SYSENTER stack pointer.
@@ -69,6 +78,32 @@ pub mod feature_control {
     pub const LOCK: u64 = 1 << 0;
     /// VMXON works outside of SMX operation.
     pub const VMX: u64 = 1 << 2;
+}
+
+/// `MTRR_CAP` fields (SDM 3A, 12.11.1).
+pub mod mtrr_cap {
+    /// Number of variable ranges.
+    pub const VARIABLE: u64 = 0xff;
+    /// There are fixed ranges.
+    pub const FIXED: u64 = 1 << 8;
+}
+
+/// `MTRR_DEFAULT` fields (SDM 3A, 12.11.2.1).
+pub mod mtrr_default {
+    /// The type.
+    pub const TYPE: u64 = 0xff;
+    /// The fixed ranges count.
+    pub const FIXED: u64 = 1 << 10;
+    /// All of them count; otherwise all memory is uncacheable.
+    pub const ENABLE: u64 = 1 << 11;
+}
+
+/// Fields of a variable range (SDM 3A, 12.11.2.3).
+pub mod mtrr_variable {
+    /// In the base: the type.
+    pub const TYPE: u64 = 0xff;
+    /// In the mask: the range counts.
+    pub const VALID: u64 = 1 << 11;
 }
 
 /// EFER bits (APM 3.1.7).

@@ -48,6 +48,9 @@ pub const INTERCEPT2_SVM: u32 = 0x7f;
 pub mod nested_control {
     /// Nested paging.
     pub const ENABLE: u64 = 1 << 0;
+    /// Guest mode execute trap (CPUID 8000_000A EDX bit 17): supervisor code cannot execute user
+    /// pages of the nested tables, whose user bits then say nothing of reads and writes.
+    pub const GMET: u64 = 1 << 3;
 }
 
 /// `Vmcb::tlb_control`: flush everything of every ASID.

@@ -31,7 +31,9 @@ use boot_info::{BootInfo, Module, Role};
 use core::arch::global_asm;
 use frames::{Audit, Finding};
 use linux::Start;
+use mtrr::MemoryTypes;
 use paging::{PageTable, X86_64};
+use spin::Once;
 
 global_asm!(include_str!("entry.s"), options(raw));
 
@@ -109,7 +111,9 @@ fn prepare<V: Vendor>(magic: u32, information: u64) -> Result<(Windows, Start), 
     let policy = read_policy(memory, &info)?;
     let manifest = read_manifest(memory, &info, kernel)?;
     let machine = acpi::read_and_edit(memory, info.rsdp)?;
-    let vm = make_vm::<V>(policy, manifest, &map, pool)?;
+    let ram = guest_ram(&map)?;
+    let types = memory_types::<V>(&ram)?;
+    let vm = make_vm::<V>(policy, manifest, ram, types, pool)?;
     audit(&table, &vm, pool)?;
     let maps = V::maps().ok_or(NO_POOL)?;
     let vm = &V::machine().call_once(|| Machine { root, maps, vm }).vm;
@@ -145,7 +149,12 @@ fn audit(
         Finding::ForeignFrame => "audit: the hypervisor maps a frame that is not its own",
         Finding::GuestReachesOwn => "audit: the guest reaches the hypervisor's memory",
     })?;
-    log!("audit: {} leaves, all as they must be", audit.leaves());
+    let [small, large, huge] = vm.memory.lock().leaves();
+    log!(
+        "audit: {} leaves, all as they must be; second stage: {huge} of 1 GiB, {large} of 2 MiB, \
+         {small} of 4 KiB",
+        audit.leaves()
+    );
     Ok(())
 }
 
@@ -207,10 +216,7 @@ fn read_manifest(
         ManifestError::Malformed => "the manifest is malformed",
     })?;
     let mut digest = Digest::default();
-    memory.scan(kernel.start, kernel.length, |piece| {
-        digest.update(piece);
-        Ok(())
-    })?;
+    memory.scan(kernel.start, kernel.length, |piece| digest.update(piece))?;
     if manifest.belongs_to(kernel.length, digest.finish()) {
         Ok(manifest)
     } else {
@@ -218,12 +224,8 @@ fn read_manifest(
     }
 }
 
-fn make_vm<V: Vendor>(
-    policy: Policy,
-    manifest: Manifest<'static>,
-    map: &layout::GuestMap,
-    pool: FrameRange<HostPhysical>,
-) -> Result<Vm<V>, Reason> {
+/// What the guest's memory map calls RAM, and the low memory that it must leave alone.
+fn guest_ram(map: &layout::GuestMap) -> Result<Ram, Reason> {
     let mut ram = Ram::new();
     let low = layout::LOW_RESERVED;
     let reserved = FrameRange::new(Gpa::new(low.start).frame(), Gpa::new(low.end).frame());
@@ -234,20 +236,33 @@ fn make_vm<V: Vendor>(
     for range in usable.chain([reserved]).filter(|range| !range.is_empty()) {
         ram.try_push(range).map_err(|_| "the memory map has too many entries")?;
     }
+    Ok(ram)
+}
+
+fn make_vm<V: Vendor>(
+    policy: Policy,
+    manifest: Manifest<'static>,
+    ram: Ram,
+    types: &'static MemoryTypes,
+    pool: FrameRange<HostPhysical>,
+) -> Result<Vm<V>, Reason> {
     let ram_end = ram.iter().map(|range| range.end.raw()).max().unwrap_or(0);
     let ram_end = Gfn::new(ram_end.max(pool.end.raw()));
     // 1 TiB holds every address of machines with 40 address bits, 64-bit PCI windows included.
-    let limit = Gfn::new((1_u64 << physical_address_bits().min(40)) / PAGE_SIZE);
+    let limit = Gfn::new((1_u64 << instructions::physical_address_bits().min(40)) / PAGE_SIZE);
     let image = space::image();
     let own = [image, pool]
         .map(|range| FrameRange::new(Gfn::new(range.start.raw()), Gfn::new(range.end.raw())));
     let separation = Separation::choose::<V>(policy.supervisor_exec);
-    let memory = Memory::new(limit, ram_end, ram.clone(), &own, separation)?;
+    let memory = Memory::new(limit, ram_end, ram.clone(), types, &own, separation)?;
     Ok(Vm::new(policy, manifest, ram, memory))
 }
 
-fn physical_address_bits() -> u32 {
-    instructions::cpuid(0x8000_0008, 0).eax & 0xff
+/// The memory types of the machine. They are large: kept here, they stay off the stack.
+#[inline(never)]
+fn memory_types<V: Vendor>(ram: &Ram) -> Result<&'static MemoryTypes, Reason> {
+    static TYPES: Once<MemoryTypes> = Once::new();
+    TYPES.try_call_once(|| V::memory_types(ram))
 }
 
 /// The other CPUs arrive here from `entry.s`: each becomes a vCPU that waits at the mailbox.

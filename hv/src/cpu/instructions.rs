@@ -40,6 +40,11 @@ pub fn cpuid(leaf: u32, subleaf: u32) -> CpuidResult {
     CpuidResult { eax: result.eax, ebx: result.ebx, ecx: result.ecx, edx: result.edx }
 }
 
+/// Width of a physical address, 32 to 52 (leaf 0x8000_0008).
+pub fn physical_address_bits() -> u32 {
+    (cpuid(0x8000_0008, 0).eax & 0xff).clamp(32, 52)
+}
+
 /// The time-stamp counter.
 pub fn time_stamp() -> u64 {
     // SAFETY: RDTSC reads a counter; CR4.TSD does not bind ring 0.

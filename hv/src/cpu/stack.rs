@@ -5,7 +5,7 @@ use abi::MAX_CPUS;
 use addr::{Hva, PAGE_SIZE};
 use core::cell::UnsafeCell;
 
-const WORK_BYTES: usize = 36 * 1024;
+const WORK_BYTES: usize = 40 * 1024;
 const TRAP_BYTES: usize = 12 * 1024;
 
 #[repr(C, align(4096))]

@@ -52,32 +52,40 @@ impl<'a> Physical<'a> {
     pub fn copy(self, from: Hpa, to: Hpa, length: u64) -> Result<(), Unreachable> {
         let mut done = 0;
         while done < length {
-            let (source, target) = (from.plus(done), to.plus(done));
-            let source_window = self.windows.open(source.frame()).ok_or(Unreachable)?;
-            let target_window = self.windows.open(target.frame()).ok_or(Unreachable)?;
-            let most = usize::try_from(length - done).unwrap_or(usize::MAX);
-            let copied =
-                source_window.copy_to(source.offset(), &target_window, target.offset(), most);
-            done += copied as u64;
+            let source = from.plus(done);
+            let window = self.windows.open(source.frame()).ok_or(Unreachable)?;
+            // The rest of the source's frame, which may take two of the target's.
+            let end = length.min(done + PAGE_SIZE - source.offset() as u64);
+            while done < end {
+                let (source, target) = (from.plus(done), to.plus(done));
+                let target_window = self.windows.open(target.frame()).ok_or(Unreachable)?;
+                let most = usize::try_from(end - done).unwrap_or(usize::MAX);
+                done +=
+                    window.copy_to(source.offset(), &target_window, target.offset(), most) as u64;
+            }
         }
         Ok(())
     }
 
-    /// Shows `length` bytes to `watch`, piece by piece.
+    /// Shows `length` bytes to `watch`, piece by piece, where they are: before the guest starts,
+    /// when nobody else writes to them.
     pub fn scan(
         self,
         from: Hpa,
         length: u64,
-        mut watch: impl FnMut(&[u8]) -> Result<(), Unreachable>,
+        mut watch: impl FnMut(&[u8]),
     ) -> Result<(), Unreachable> {
-        let mut buffer = [0; PAGE_BYTES];
         let mut done = 0;
         while done < length {
-            let count = (length - done).min(PAGE_SIZE) as usize;
-            let Some(piece) = buffer.get_mut(..count) else { break };
-            self.read(from.plus(done), piece)?;
-            watch(piece)?;
-            done += count as u64;
+            let at = from.plus(done);
+            let window = self.windows.open(at.frame()).ok_or(Unreachable)?;
+            // SAFETY: as this function asks for, nothing writes to the frame while it is shown.
+            let bytes = unsafe { window.bytes() };
+            let rest = bytes.get(at.offset()..).unwrap_or_default();
+            let most = usize::try_from(length - done).unwrap_or(usize::MAX);
+            let piece = rest.get(..most).unwrap_or(rest);
+            watch(piece);
+            done += piece.len() as u64;
         }
         Ok(())
     }

@@ -82,6 +82,16 @@ impl Window<'_> {
         unsafe { self.at(offset).cast::<u64>().read_volatile() }
     }
 
+    /// The frame's bytes, where they are.
+    ///
+    /// # Safety
+    /// Nobody writes to the frame while they are looked at: no guest runs yet.
+    pub unsafe fn bytes(&self) -> &[u8; PAGE_BYTES] {
+        // SAFETY: the whole mapped page, for as long as the window is open; the caller answers for
+        // writers.
+        unsafe { &*self.at(0).cast() }
+    }
+
     /// Copies bytes out, from `offset` on; returns how many lay inside the frame.
     pub fn read(&self, offset: usize, buffer: &mut [u8]) -> usize {
         let count = buffer.len().min(PAGE_BYTES.saturating_sub(offset));

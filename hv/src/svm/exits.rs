@@ -1,7 +1,6 @@
 //! Exit codes in vendor-neutral terms (APM 15.7 to 15.15, appendix C).
 
 use super::Svm;
-use crate::cpu::instructions::read_cr3;
 use crate::vendor::{Access, Exit};
 use addr::Gpa;
 use x86_defs::svm::{exit, intercept1, nested_fault, port};
@@ -39,10 +38,6 @@ impl Svm {
                 bytes: (vmcb.exit_info1 >> port::SIZE_SHIFT & 7).to_le_bytes()[0],
             },
             exit::VMMCALL => Exit::Hypercall,
-            // The hypervisor's own state in the control block: see SECURITY.md, "Four CPUs".
-            reason @ exit::VMRUN..=exit::SKINIT if vmcb.cr3 == read_cr3() => {
-                Exit::Failed { reason, detail: [vmcb.exit_info1, vmcb.exit_info2] }
-            }
             exit::VMRUN..=exit::SKINIT => Exit::VirtualizationInstruction,
             exit::INIT => Exit::Init,
             exit::SHUTDOWN => Exit::TripleFault,

@@ -22,6 +22,7 @@ const FEATURES: u32 = 0x8000_0001;
 const FEATURE_SVM: u32 = 1 << 2;
 const SVM_FEATURES: u32 = 0x8000_000a;
 const SVM_NESTED_PAGING: u32 = 1 << 0;
+const SVM_GMET: u32 = 1 << 17;
 
 /// Registers that are swapped by `switch.s`, which knows this layout.
 #[repr(C)]
@@ -60,6 +61,11 @@ fn check_support() -> Result<(), &'static str> {
         return Err("this CPU has no nested paging: nothing was started");
     }
     Ok(())
+}
+
+/// Whether nested tables can tell user from supervisor execution: guest mode execute trap.
+fn has_gmet() -> bool {
+    cpuid(SVM_FEATURES, 0).edx & SVM_GMET != 0
 }
 
 /// Turns SVM on and closes the door to interrupts.

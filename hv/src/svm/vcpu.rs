@@ -6,8 +6,10 @@ use super::{
 use crate::boot::Machine;
 use crate::cpu::instructions::read_msr;
 use crate::memory::pool::Block;
-use crate::vendor::{Exception, Exit, HiddenMsr, Settings, Start, Vendor};
+use crate::vendor::{Exception, Exit, HiddenMsr, Settings, SplitExecution, Start, Vendor};
+use crate::vm::Ram;
 use addr::{Gva, Hfn};
+use mtrr::{MemoryType, MemoryTypes};
 use paging::Npt;
 use spin::Once;
 use x86_decode::{Mode, Registers, Table};
@@ -53,6 +55,9 @@ impl Svm {
         vmcb.msr_permission_map = self.maps.msr_boot.raw();
         vmcb.asid = 1;
         vmcb.nested_control = svm::nested_control::ENABLE;
+        if settings.split_execution {
+            vmcb.nested_control |= svm::nested_control::GMET;
+        }
         vmcb.nested_cr3 = settings.root.start().raw();
         // The reset value (APM 7.8.2), as firmware leaves it.
         vmcb.guest_pat = 0x0007_0406_0007_0406;
@@ -87,7 +92,18 @@ impl Vendor for Svm {
         super::check_support()
     }
 
-    fn splits_execution() -> bool {
+    fn splits_execution() -> Option<SplitExecution> {
+        super::has_gmet().then_some(SplitExecution::ByPrivilege)
+    }
+
+    fn memory_types(_ram: &Ram) -> Result<MemoryTypes, &'static str> {
+        // Leaves have no types: one for all keeps them large.
+        Ok(MemoryTypes::uniform(MemoryType::WriteBack))
+    }
+
+    /// An intercepted INIT stays pending and resets the CPU once it is outside of the guest (APM
+    /// 15.13.4); QEMU does not intercept it at all.
+    fn holds_against_init() -> bool {
         false
     }
 

@@ -9,7 +9,7 @@ use crate::cpu::{self, CpuShared};
 use crate::memory::physical::Physical;
 use crate::memory::window::Windows;
 use crate::vendor::{Exception, Settings, Start, Vendor};
-use crate::vm::{Vm, exits, pins::Pins, separation::Separation, shootdown};
+use crate::vm::{Vm, exits, pins::Pins, shootdown};
 use core::sync::atomic::Ordering;
 use integrity::state::View;
 use x86_decode::{Operation, SimpleOp};
@@ -50,7 +50,7 @@ impl<V: Vendor> Vcpu<V> {
             maps,
             root: vm.root(view),
             announce: vm.policy.announce,
-            split_execution: vm.separation() == Separation::Table,
+            split_execution: vm.separation().split().is_some(),
         };
         Ok(Self {
             vendor: V::new(&settings)?,

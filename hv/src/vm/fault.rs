@@ -72,8 +72,9 @@ fn fetch(vcpu: &mut Vcpu<impl Vendor>, access: Access) {
         return vcpu.set_view(wanted);
     }
     vcpu.shared().count(Counter::NestedFault);
-    if vm.separation() == Separation::Table && wanted == View::Kernel && vcpu.cpl() == 3 {
-        // A kernel that maps its code for user programs; with two views this would work.
+    if vm.separation().is_by_address() && wanted == View::Kernel && vcpu.cpl() == 3 {
+        // A kernel that maps its code for user programs; with two views this would work, and GMET
+        // allows it.
         return vcpu.inject(Exception::GeneralProtection);
     }
     if vm.is_ram(access.gpa.frame()) {

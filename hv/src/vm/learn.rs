@@ -6,7 +6,6 @@
 
 use super::guest;
 use super::lock::flusher;
-use super::separation::Separation;
 use crate::vcpu::Vcpu;
 use crate::vendor::Vendor;
 use addr::{FRAMES_PER_2M, FrameRange, Gfn, Gpa};
@@ -31,7 +30,7 @@ pub fn allow(vcpu: &mut Vcpu<impl Vendor>, gpa: Gpa) {
         crate::report::fatal(format_args!("second stage: {error}"));
     }
     let frame = gpa.frame();
-    if vm.separation() == Separation::Table {
+    if vm.separation().is_by_address() {
         // The kernel can execute all RAM through its own mappings; this is a user mapping, or
         // paging is off, or it is no RAM.
         let _ = memory.grant_execute_to_all(FrameRange::with_count(frame, 1));

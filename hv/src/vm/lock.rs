@@ -7,7 +7,6 @@
 //! that only seems protected is worse than one that does not run.
 
 use super::memory::Memory;
-use super::separation::Separation;
 use super::survey::{Findings, examine, image_frames};
 use super::{KernelPlace, Stage, Vm, guest, shootdown};
 use crate::cpu::instructions::time_stamp;
@@ -157,7 +156,7 @@ fn lock_all<V: Vendor>(vcpu: &Vcpu<V>, memory: &mut Memory<V>) -> Result<LockRep
     let vm = vcpu.vm;
     // Entries with two rights go by the kind of the mapping, not by the mode of the CPU: only
     // SMEP, which the lock pins, keeps the kernel from executing what it maps as a user page.
-    if vm.separation() == Separation::Table && vcpu.control_register(4) & cr4::SMEP == 0 {
+    if vm.separation().is_by_address() && vcpu.control_register(4) & cr4::SMEP == 0 {
         return Err("it runs without SMEP, on which mode-based execute control relies");
     }
     let kernel = find_kernel(vcpu)?;

@@ -2,8 +2,8 @@
 //!
 //! What always holds, outside of these methods: a page's rights for kernel and user code are those
 //! that [`integrity::state::second_stage`] gives its state, except before the lock. Until then
-//! user code executes nothing; the kernel executes any RAM where the table tells it from user
-//! code, and elsewhere what it is granted as it needs it ([`super::learn`]). Every table maps each
+//! the first instruction of user code faults; the kernel executes any RAM where the table tells it
+//! from user code by address, and elsewhere what it is granted as it needs it ([`super::learn`]). Every table maps each
 //! guest frame to the host frame of the same number, and the hypervisor's own frames to nothing.
 
 use super::Ram;
@@ -18,6 +18,7 @@ use frames::{Audit, AuditedLeaf, Finding, FrameStates};
 use integrity::Rights;
 use integrity::rights::Counters;
 use integrity::state::{PageState, View};
+use mtrr::MemoryTypes;
 use paging::guest::Buffers;
 use paging::{Flushed, Format, Level, PageTable, PagingError, Removed};
 use zerocopy::FromBytes;
@@ -33,6 +34,7 @@ pub struct Memory<V: Vendor> {
     kernel: PageTable<V::Table>,
     user: Option<PageTable<V::Table>>,
     ram: Ram,
+    types: &'static MemoryTypes,
     states: FrameStates<'static, PageState>,
     counters: &'static mut [u8],
     /// Room for walking the guest's tables.
@@ -42,7 +44,8 @@ pub struct Memory<V: Vendor> {
 const NO_MEMORY: &str = "the pool is too small for the second stage";
 
 impl<V: Vendor> Memory<V> {
-    /// Maps everything below `limit` but `own`, with the rights of the time before the lock.
+    /// Maps everything below `limit` but `own`, with the rights of the time before the lock and
+    /// the memory types `types`.
     ///
     /// `ram_end` is the first frame past all RAM; states are kept below it.
     ///
@@ -52,6 +55,7 @@ impl<V: Vendor> Memory<V> {
         limit: Gfn,
         ram_end: Gfn,
         ram: Ram,
+        types: &'static MemoryTypes,
         own: &[FrameRange<GuestPhysical>],
         separation: Separation,
     ) -> Result<Self, &'static str> {
@@ -59,7 +63,7 @@ impl<V: Vendor> Memory<V> {
         let states = <[AtomicU8]>::mut_from_bytes(states).map_err(|_| NO_MEMORY)?;
         let counters = Block::take(ram_end.raw().div_ceil(PAGE_SIZE)).ok_or(NO_MEMORY)?.leak();
         let buffers = Block::take(5).ok_or(NO_MEMORY)?.leak_as().ok_or(NO_MEMORY)?;
-        let table = || identity::<V>(limit, &ram, own, separation).map_err(|_| NO_MEMORY);
+        let table = || identity::<V>(limit, &ram, types, own, separation).map_err(|_| NO_MEMORY);
         let memory = Self {
             separation,
             kernel: table()?,
@@ -68,6 +72,7 @@ impl<V: Vendor> Memory<V> {
             counters,
             buffers,
             ram,
+            types,
         };
         for frame in own.iter().flat_map(|range| range.iter()) {
             let _ = memory.states.set(frame, PageState::Own);
@@ -95,12 +100,27 @@ impl<V: Vendor> Memory<V> {
 
     /// Whether the kernel can execute `frame`.
     pub fn is_executable(&self, frame: Gfn) -> bool {
-        self.kernel.walk(&Tables, frame).is_some_and(|leaf| is_executable::<V>(leaf.rights))
+        self.kernel
+            .walk(&Tables, frame)
+            .is_some_and(|leaf| is_executable::<V>(leaf.rights, self.separation))
     }
 
     /// Room for walking the guest's tables and zeroed counters, together.
     pub fn survey(&mut self) -> (&mut Buffers, Counters<'_>) {
         (self.buffers, Counters::new(self.counters))
+    }
+
+    /// Number of leaves of 4 KiB, 2 MiB and 1 GiB in all views.
+    pub fn leaves(&self) -> [u64; 3] {
+        let mut counts = [0; 3];
+        for table in [Some(&self.kernel), self.user.as_ref()].into_iter().flatten() {
+            table.visit(&Tables, |_, leaf| {
+                if let Some(count) = counts.get_mut(leaf.level as usize - 1) {
+                    *count += 1;
+                }
+            });
+        }
+        counts
     }
 
     /// Judges every leaf of every view.
@@ -111,7 +131,7 @@ impl<V: Vendor> Memory<V> {
         let mut verdict = Ok(());
         for table in [Some(&self.kernel), self.user.as_ref()].into_iter().flatten() {
             table.visit(&Tables, |pages, leaf| {
-                let rights = V::Table::allowed(leaf.rights);
+                let rights = V::Table::allowed(leaf.rights, self.separation.split());
                 let (write, execute) =
                     (rights.contains(Rights::WRITE), rights.contains(Rights::EXECUTE));
                 let frames = FrameRange::with_count(leaf.frame, pages.count());
@@ -125,7 +145,7 @@ impl<V: Vendor> Memory<V> {
     /// remembers less than is allowed faults and learns.
     ///
     /// # Errors
-    /// Part of the range is not mapped; nothing was changed.
+    /// Part of the range is not mapped; less than all of it was granted.
     pub fn grant_execute(&mut self, range: FrameRange<GuestPhysical>) -> Result<(), PagingError> {
         let removed = self.protect_kernel(range, Rights::all())?;
         // Nothing was taken away, and a split keeps its tables.
@@ -158,7 +178,7 @@ impl<V: Vendor> Memory<V> {
         loop {
             let mut runs = ArrayVec::<FrameRange<GuestPhysical>, BATCH>::new();
             self.kernel.visit(&Tables, |range, leaf| {
-                if is_executable::<V>(leaf.rights) {
+                if is_executable::<V>(leaf.rights, self.separation) {
                     match runs.last_mut() {
                         Some(last) if last.end == range.start => last.end = range.end,
                         // What does not fit is found in the next round.
@@ -229,16 +249,19 @@ impl<V: Vendor> Memory<V> {
         range: FrameRange<GuestPhysical>,
         allowed: Allowed,
     ) -> Result<Removed<V::Table>, PagingError> {
-        let ram = self.is_ram(range);
-        let Some(user) = &mut self.user else {
-            let rights = V::Table::rights(allowed.kernel, allowed.user, ram);
-            return self.kernel.protect(&mut Tables, range, rights);
-        };
-        let view = |rights| V::Table::rights(rights, rights, ram);
-        let mut removed = self.kernel.protect(&mut Tables, range, view(allowed.kernel))?;
-        let other = user.protect(&mut Tables, range, view(allowed.user))?;
-        // Changing rights unlinks no table, so there is always room.
-        drop(removed.join(other));
+        let mut removed = Removed::default();
+        for (run, memory_type) in self.types.runs(range) {
+            let Some(user) = &mut self.user else {
+                let split = self.separation.split();
+                let rights = V::Table::rights(allowed.kernel, allowed.user, split, memory_type);
+                join(&mut removed, self.kernel.protect(&mut Tables, run, rights)?);
+                continue;
+            };
+            let view = |rights| V::Table::rights(rights, rights, None, memory_type);
+            let kernel = self.kernel.protect(&mut Tables, run, view(allowed.kernel))?;
+            join(&mut removed, kernel);
+            join(&mut removed, user.protect(&mut Tables, run, view(allowed.user))?);
+        }
         Ok(removed)
     }
 
@@ -249,13 +272,13 @@ impl<V: Vendor> Memory<V> {
         kernel: Rights,
     ) -> Result<Removed<V::Table>, PagingError> {
         let allowed = Allowed::before_the_lock(kernel, self.separation);
-        let rights = V::Table::rights(allowed.kernel, allowed.user, self.is_ram(range));
-        self.kernel.protect(&mut Tables, range, rights)
-    }
-
-    /// Whether all of `range` is RAM.
-    fn is_ram(&self, range: FrameRange<GuestPhysical>) -> bool {
-        self.ram.iter().any(|ram| ram.start <= range.start && range.end <= ram.end)
+        let split = self.separation.split();
+        let mut removed = Removed::default();
+        for (run, memory_type) in self.types.runs(range) {
+            let rights = V::Table::rights(allowed.kernel, allowed.user, split, memory_type);
+            join(&mut removed, self.kernel.protect(&mut Tables, run, rights)?);
+        }
+        Ok(removed)
     }
 
     /// Makes large leaves again where whole blocks have the same rights.
@@ -274,38 +297,45 @@ impl<V: Vendor> Memory<V> {
     }
 }
 
-fn is_executable<V: Vendor>(rights: <V::Table as Format>::Rights) -> bool {
-    V::Table::allowed(rights).contains(Rights::EXECUTE)
+fn is_executable<V: Vendor>(rights: <V::Table as Format>::Rights, separation: Separation) -> bool {
+    V::Table::allowed(rights, separation.split()).contains(Rights::EXECUTE)
 }
 
-/// A table that maps every frame below `limit` but `own` to itself, the APIC read-only.
+/// Joins what two changes of rights left. These unlink no table, so there is always room.
+fn join<F: Format>(removed: &mut Removed<F>, other: Removed<F>) {
+    drop(removed.join(other));
+}
+
+/// A table that maps every frame below `limit` but `own` to itself, the APIC read-only where writes
+/// to it must be checked.
 fn identity<V: Vendor>(
     limit: Gfn,
     ram: &Ram,
+    types: &MemoryTypes,
     own: &[FrameRange<GuestPhysical>],
     separation: Separation,
 ) -> Result<PageTable<V::Table>, PagingError> {
-    let device = |rights| V::Table::rights(rights, rights, false);
+    let split = separation.split();
     let mut table = PageTable::<V::Table>::new(&mut Tables)?;
     let mut start = Gfn::new(0);
     let ends = own.iter().copied().chain([FrameRange::with_count(limit, 0)]);
     for hole in ends {
-        let range = FrameRange::new(start, hole.start);
-        if !range.is_empty() {
-            let output = start.identity();
-            table.map(&mut Tables, range, output, device(READ_WRITE), Level::Page1G)?;
+        for (run, memory_type) in types.runs(FrameRange::new(start, hole.start)) {
+            let rights = V::Table::rights(READ_WRITE, READ_WRITE, split, memory_type);
+            table.map(&mut Tables, run, run.start.identity(), rights, Level::Page1G)?;
         }
         start = hole.end;
     }
     let registers = FrameRange::with_count(Gpa::new(apic::BASE).frame(), 1);
-    let kernel = if separation == Separation::Table { Rights::all() } else { READ_WRITE };
+    let kernel = if separation.is_by_address() { Rights::all() } else { READ_WRITE };
     let boot = Allowed::before_the_lock(kernel, separation);
-    let boot = V::Table::rights(boot.kernel, boot.user, true);
-    for (range, rights) in
-        ram.iter().map(|range| (*range, boot)).chain([(registers, device(Rights::READ))])
-    {
-        // No CPU has used the table yet.
-        table.protect(&mut Tables, range, rights)?.release(&mut Tables, Flushed::acknowledged());
+    let checked = (!V::holds_against_init()).then_some((registers, Allowed::both(Rights::READ)));
+    for (range, allowed) in ram.iter().map(|range| (*range, boot)).chain(checked) {
+        for (run, memory_type) in types.runs(range) {
+            let rights = V::Table::rights(allowed.kernel, allowed.user, split, memory_type);
+            // No CPU has used the table yet.
+            table.protect(&mut Tables, run, rights)?.release(&mut Tables, Flushed::acknowledged());
+        }
     }
     Ok(table)
 }

@@ -8,7 +8,7 @@
 use super::guest;
 use super::lock::flusher;
 use super::memory::Memory;
-use super::survey::{rights_of, survey};
+use super::survey::{rights_of, rights_over};
 use super::violation::{Attempt, is_let_through};
 use super::{Stage, Vm, fault};
 use crate::report;
@@ -132,13 +132,9 @@ fn promote<V: Vendor>(vcpu: &Vcpu<V>, memory: &mut Memory<V>, run: Run) -> bool 
     true
 }
 
-/// Counts all aliases of the frozen pages and asks the authority.
+/// Looks at all aliases of the frozen pages and asks the authority.
 fn judge<V: Vendor>(vcpu: &Vcpu<V>, memory: &mut Memory<V>, run: Run) -> Option<Authority> {
-    let counted = survey(vcpu, memory).ok()?;
-    let mut aliases = Rights::empty();
-    for frame in run.frames.iter() {
-        aliases |= counted.counters.collective(frame)?.rights();
-    }
+    let aliases = rights_over(vcpu, memory, run.frames).ok()?;
     let mut mapped = Rights::all();
     for (frame, index) in run.frames.iter().zip(0..) {
         let translation = guest::translate(vcpu, run.gva.plus(index * PAGE_SIZE))?;

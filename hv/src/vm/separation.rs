@@ -4,7 +4,7 @@
 //! table serves both and nothing exits at a system call; else there are two tables, switched by
 //! the execute fault; and the policy may want neither.
 
-use crate::vendor::Vendor;
+use crate::vendor::{SplitExecution, Vendor};
 use abi::policy::SupervisorExec;
 use integrity::Rights;
 use integrity::state::{PageState, View, second_stage};
@@ -16,8 +16,8 @@ pub enum Separation {
     None,
     /// By two tables, the kernel's view and the user's.
     Views,
-    /// By two rights in each entry of one table.
-    Table,
+    /// By the entries of one table.
+    Table(SplitExecution),
 }
 
 impl Separation {
@@ -25,8 +25,7 @@ impl Separation {
     pub fn choose<V: Vendor>(wanted: SupervisorExec) -> Self {
         match wanted {
             SupervisorExec::Off => Self::None,
-            SupervisorExec::Views if V::splits_execution() => Self::Table,
-            SupervisorExec::Views => Self::Views,
+            SupervisorExec::Views => V::splits_execution().map_or(Self::Views, Self::Table),
         }
     }
 
@@ -35,8 +34,23 @@ impl Separation {
         match self {
             Self::None => "off",
             Self::Views => "views",
-            Self::Table => "mbec",
+            Self::Table(SplitExecution::ByAddress) => "mbec",
+            Self::Table(SplitExecution::ByPrivilege) => "gmet",
         }
+    }
+
+    /// How the entries of one table tell the modes apart; `None` where they do not.
+    pub const fn split(self) -> Option<SplitExecution> {
+        match self {
+            Self::Table(split) => Some(split),
+            Self::None | Self::Views => None,
+        }
+    }
+
+    /// Whether user code and the kernel are told apart by the kind of an address, so that each can
+    /// execute what the other cannot.
+    pub const fn is_by_address(self) -> bool {
+        matches!(self, Self::Table(SplitExecution::ByAddress))
     }
 }
 
@@ -59,19 +73,23 @@ impl Allowed {
     pub const fn of(state: PageState, separation: Separation) -> Self {
         match separation {
             Separation::None => Self::both(second_stage(state, View::Single)),
-            Separation::Views | Separation::Table => Self {
+            Separation::Views | Separation::Table(_) => Self {
                 kernel: second_stage(state, View::Kernel),
                 user: second_stage(state, View::User),
             },
         }
     }
 
-    /// Before the lock the table at hand is the kernel's, and where it is the user's too, user code
-    /// executes nothing.
+    /// Before the lock the table at hand is the kernel's. User code executes nothing where that can
+    /// be expressed; elsewhere nothing but what the kernel was granted.
     pub const fn before_the_lock(kernel: Rights, separation: Separation) -> Self {
         match separation {
-            Separation::Table => Self { kernel, user: kernel.difference(Rights::EXECUTE) },
-            Separation::None | Separation::Views => Self::both(kernel),
+            Separation::Table(SplitExecution::ByAddress) => {
+                Self { kernel, user: kernel.difference(Rights::EXECUTE) }
+            }
+            Separation::Table(SplitExecution::ByPrivilege)
+            | Separation::None
+            | Separation::Views => Self::both(kernel),
         }
     }
 }

@@ -11,7 +11,7 @@ use addr::{FrameRange, Gfn, Gpa, GuestPhysical, Gva};
 use arrayvec::ArrayVec;
 use integrity::Rights;
 use integrity::rights::{Counters, Totals};
-use paging::guest::{GuestRights, visit_kernel_half};
+use paging::guest::{Buffers, GuestLeaf, GuestRights, visit_kernel_half};
 use zerocopy::IntoBytes;
 
 /// Most table pages of a guest's kernel half that are read: those of 32 GiB in 4 KiB leaves.
@@ -20,11 +20,11 @@ const TABLE_BUDGET: u64 = 16384;
 const ALIASES_SHOWN: usize = 16;
 
 /// Result of a walk over the kernel half.
-pub struct Survey<'a> {
+struct Survey<'a> {
     /// Aliases of every frame, by right.
-    pub counters: Counters<'a>,
+    counters: Counters<'a>,
     /// Leaves visited.
-    pub leaves: u64,
+    leaves: u64,
 }
 
 /// Runs of frames.
@@ -50,16 +50,16 @@ pub fn rights_of(rights: GuestRights) -> Rights {
     all
 }
 
-/// Counts the rights of every frame over all aliases in the kernel half of the current tables.
+/// Shows every leaf of the kernel half of the current tables.
 ///
 /// # Errors
 /// The tables are damaged or too many.
-pub fn survey<'m, V: Vendor>(
+fn visit<V: Vendor>(
     vcpu: &Vcpu<V>,
-    memory: &'m mut Memory<V>,
-) -> Result<Survey<'m>, &'static str> {
+    buffers: &mut Buffers,
+    mut leaf: impl FnMut(GuestLeaf),
+) -> Result<u64, &'static str> {
     let levels = vcpu.paging_levels().ok_or("the guest has paging off")?;
-    let (buffers, mut counters) = memory.survey();
     let mut leaves = 0;
     visit_kernel_half(
         Gpa::new(vcpu.control_register(3)),
@@ -68,14 +68,50 @@ pub fn survey<'m, V: Vendor>(
         TABLE_BUDGET,
         buffers,
         |table, entries| guest::read_table(vcpu.vm, &vcpu.windows, table, entries),
-        |leaf| {
+        |found| {
             leaves += 1;
-            let frames = FrameRange::with_count(leaf.gpa.frame(), leaf.level.frames());
-            counters.add(frames, rights_of(leaf.rights));
+            leaf(found);
         },
     )
     .map_err(|_| "the guest's page tables are too many or linked in circles")?;
+    Ok(leaves)
+}
+
+fn frames_of(leaf: &GuestLeaf) -> FrameRange<GuestPhysical> {
+    FrameRange::with_count(leaf.gpa.frame(), leaf.level.frames())
+}
+
+/// Counts the rights of every frame over all aliases in the kernel half of the current tables.
+///
+/// # Errors
+/// As for [`visit`].
+fn survey<'m, V: Vendor>(
+    vcpu: &Vcpu<V>,
+    memory: &'m mut Memory<V>,
+) -> Result<Survey<'m>, &'static str> {
+    let (buffers, mut counters) = memory.survey();
+    let leaves =
+        visit(vcpu, buffers, |leaf| counters.add(frames_of(&leaf), rights_of(leaf.rights)))?;
     Ok(Survey { counters, leaves })
+}
+
+/// All rights that any alias in the kernel half of the current tables gives to a frame of `range`.
+///
+/// # Errors
+/// As for [`visit`].
+pub fn rights_over<V: Vendor>(
+    vcpu: &Vcpu<V>,
+    memory: &mut Memory<V>,
+    range: FrameRange<GuestPhysical>,
+) -> Result<Rights, &'static str> {
+    let mut rights = Rights::empty();
+    visit(vcpu, memory.buffers, |leaf| {
+        let frames = frames_of(&leaf);
+        if frames.start < range.end && range.start < frames.end {
+            rights |= rights_of(leaf.rights);
+        }
+    })?;
+    Ok(rights)
 }
 
 /// Surveys the kernel half and names conflicting frames on the event channel.

@@ -16,15 +16,19 @@ mod vcpu;
 pub use maps::Maps;
 pub use vcpu::Vmx;
 
-use crate::cpu::instructions::{cpuid, read_msr};
+use crate::cpu::instructions::{cpuid, physical_address_bits, read_msr};
+use crate::log;
+use crate::vm::Ram;
 use controls::Controls;
 use core::arch::global_asm;
+use mtrr::{MemoryTypes, MtrrError};
 use paging::EptCapabilities;
 use x86_defs::{msr, vmx};
 
 global_asm!(include_str!("switch.s"), options(raw));
 
 const FEATURE_VMX: u32 = 1 << 5;
+const FEATURE_MTRR: u32 = 1 << 12;
 
 /// Registers that are swapped by `switch.s`, which knows this layout.
 #[repr(C)]
@@ -66,6 +70,25 @@ fn check_support() -> Result<(), &'static str> {
         return Err("this CPU's EPT has no INVEPT of all contexts: nothing was started");
     }
     Ok(())
+}
+
+/// The MTRRs of this CPU, which firmware sets alike on all. Where there are none or they are
+/// switched off, which makes all memory uncacheable outside of the guest, the memory map serves:
+/// write-back is right for RAM on any machine.
+fn memory_types(ram: &Ram) -> Result<MemoryTypes, &'static str> {
+    let by_registers = if cpuid(1, 0).edx & FEATURE_MTRR == 0 {
+        None
+    } else {
+        MemoryTypes::of_mtrrs(read_msr, physical_address_bits()).map_err(|error| match error {
+            MtrrError::Holes(_) => {
+                "the firmware's MTRRs have a mask with holes: update it; nothing was started"
+            }
+            MtrrError::TooMany => "this CPU claims too many MTRRs: nothing was started",
+        })?
+    };
+    let source = if by_registers.is_some() { "MTRRs" } else { "memory map, MTRRs being off" };
+    log!("memory types by the {source}");
+    Ok(by_registers.unwrap_or_else(|| MemoryTypes::of_ram(ram.iter().copied())))
 }
 
 fn ept_capabilities() -> EptCapabilities {

@@ -1,13 +1,19 @@
 //! Extended page tables as the second stage.
 
-use crate::vendor::SecondStage;
+use crate::vendor::{SecondStage, SplitExecution};
 use integrity::Rights;
-use paging::{Ept, EptData, EptRights, MemoryType};
+use mtrr::MemoryType;
+use paging::{Ept, EptData, EptRights};
 
 impl SecondStage for Ept {
-    /// Device memory is uncached unless the guest's own tables make it write-combining; RAM is
-    /// cached as they say (SDM 3C, 29.3.7.2).
-    fn rights(kernel: Rights, user: Rights, ram: bool) -> EptRights {
+    /// `memory_type` takes the place of the MTRRs, which do not count in the guest; its PAT does
+    /// (SDM 3C, 29.3.7.2).
+    fn rights(
+        kernel: Rights,
+        user: Rights,
+        _split: Option<SplitExecution>,
+        memory_type: MemoryType,
+    ) -> EptRights {
         let data = kernel.intersection(user);
         EptRights {
             data: if data.contains(Rights::READ | Rights::WRITE) {
@@ -19,11 +25,11 @@ impl SecondStage for Ept {
             },
             supervisor_execute: kernel.contains(Rights::EXECUTE),
             user_execute: user.contains(Rights::EXECUTE),
-            memory_type: if ram { MemoryType::WriteBack } else { MemoryType::Uncacheable },
+            memory_type,
         }
     }
 
-    fn allowed(rights: EptRights) -> Rights {
+    fn allowed(rights: EptRights, _split: Option<SplitExecution>) -> Rights {
         let data = match rights.data {
             EptData::Hidden => return Rights::empty(),
             EptData::ExecuteOnly(_) => Rights::empty(),

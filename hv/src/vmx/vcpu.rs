@@ -7,9 +7,11 @@ use super::maps::HIDDEN;
 use super::{Maps, SwitchArea, setup, vmx_enter, vmx_host_nmi};
 use crate::boot::Machine;
 use crate::cpu::instructions::{read_msr, write_msr};
-use crate::vendor::{Exception, Exit, HiddenMsr, Settings, Start, Vendor};
+use crate::vendor::{Exception, Exit, HiddenMsr, Settings, SplitExecution, Start, Vendor};
+use crate::vm::Ram;
 use addr::{Gva, Hfn};
 use integrity::pins::{cr0_pin, cr4_pin};
+use mtrr::MemoryTypes;
 use paging::Ept;
 use spin::Once;
 use x86_decode::{Mode, Registers, Table};
@@ -75,8 +77,18 @@ impl Vendor for Vmx {
         super::check_support()
     }
 
-    fn splits_execution() -> bool {
-        has_secondary(secondary::MODE_BASED_EXECUTE)
+    fn splits_execution() -> Option<SplitExecution> {
+        has_secondary(secondary::MODE_BASED_EXECUTE).then_some(SplitExecution::ByAddress)
+    }
+
+    fn memory_types(ram: &Ram) -> Result<MemoryTypes, &'static str> {
+        super::memory_types(ram)
+    }
+
+    /// INIT exits inside of the guest and is blocked outside; SIPI does nothing in either (SDM 3C
+    /// 24.8, 26.2).
+    fn holds_against_init() -> bool {
+        true
     }
 
     fn machine() -> &'static Once<Machine<Self>> {

@@ -14,16 +14,17 @@ use serde_json::json;
 use crate::console::Console;
 use crate::counters::{self, Counters};
 use crate::stress::ping_pong;
-use crate::sys::{self, Pages};
+use crate::sys::{self, Pages, Program};
 
 const READ_WRITE: ProtFlags = ProtFlags::PROT_READ.union(ProtFlags::PROT_WRITE);
 
 /// A loop: name, rounds, and a function that runs so many rounds.
 type Loop = (&'static str, usize, fn(usize) -> Result<()>);
 
-const LOOPS: [Loop; 7] = [
+const LOOPS: [Loop; 8] = [
     ("syscall", 200_000, system_calls),
-    ("fork-exec", 200, fork_and_execs),
+    ("fork-exec", 200, |rounds| fork_and_execs(rounds, Program::Leave)),
+    ("fork-exec-libc", 200, |rounds| fork_and_execs(rounds, Program::Own)),
     ("page-touch", 16_384, page_touches),
     ("pipe", 10_000, ping_pong),
     ("mprotect", 20_000, protections),
@@ -67,9 +68,9 @@ fn system_calls(rounds: usize) -> Result<()> {
     Ok(())
 }
 
-fn fork_and_execs(rounds: usize) -> Result<()> {
+fn fork_and_execs(rounds: usize, program: Program) -> Result<()> {
     for _ in 0..rounds {
-        sys::fork_and_exec()?;
+        sys::fork_and_exec(program)?;
     }
     Ok(())
 }

@@ -16,7 +16,7 @@ use nix::unistd::{pipe, read, write};
 use serde_json::{Map, json};
 
 use crate::console::Console;
-use crate::sys::{self, Pages};
+use crate::sys::{self, Pages, Program};
 use crate::{keeper, probe};
 
 const SCHEDSTATS: &str = "/proc/sys/kernel/sched_schedstats";
@@ -28,7 +28,7 @@ type Round = fn(usize) -> Result<()>;
 
 /// What runs on every CPU, by the name of its counter.
 const KINDS: [(&str, Round); 5] = [
-    ("forks", |_| sys::fork_and_exec()),
+    ("forks", |_| sys::fork_and_exec(Program::Own)),
     ("pipes", pipe_round),
     ("maps", map_round),
     ("files", file_round),

@@ -48,10 +48,22 @@ pub fn wait(child: Pid) -> Result<()> {
     }
 }
 
-/// fork, exec of this program with an argument that ends it, wait.
-pub fn fork_and_exec() -> Result<()> {
-    let path = CString::new("/proc/self/exe")?;
-    let arguments = [CString::new("init")?, CString::new(crate::EXIT_ARGUMENT)?];
+/// What is executed in a child.
+#[derive(Clone, Copy)]
+pub enum Program {
+    /// The smallest there is: it only ends.
+    Leave,
+    /// This one, with a C library, which runs CPUID dozens of times before `main`.
+    Own,
+}
+
+/// fork, exec of a program that ends at once, wait.
+pub fn fork_and_exec(program: Program) -> Result<()> {
+    let path = match program {
+        Program::Leave => CString::new("/leave")?,
+        Program::Own => CString::new("/proc/self/exe")?,
+    };
+    let arguments = [path.clone(), CString::new(crate::EXIT_ARGUMENT)?];
     // SAFETY: there is one thread, so the child inherits no lock that another one holds.
     match unsafe { fork() }? {
         ForkResult::Parent { child } => wait(child),

@@ -1,6 +1,7 @@
 //! The initial file system of a test guest, as an uncompressed cpio archive: it never leaves this
 //! machine, and unpacking it would only blur what a boot costs.
 
+use super::leave::leave;
 use anyhow::{Context, Result};
 use cpio::newc::{Builder, ModeFileType, trailer};
 use std::fs;
@@ -10,7 +11,8 @@ use std::path::Path;
 /// Device number of the console (Linux, Documentation/admin-guide/devices.txt).
 const CONSOLE: (u32, u32) = (5, 1);
 
-/// An archive with `init` as its first program and, if any, the module `probes` for it to load.
+/// An archive with `init` as its first program, a program `leave` that only ends, and, if any, the
+/// module `probes` to load.
 ///
 /// # Errors
 /// A file cannot be read or is larger than 4 GiB.
@@ -24,6 +26,7 @@ pub fn initramfs(init: &Path, probes: Option<&Path>) -> Result<Vec<u8>> {
     let console = entry("dev/console", 0o600, ModeFileType::Char);
     append(&mut archive, console.rdev_major(CONSOLE.0).rdev_minor(CONSOLE.1), &[])?;
     append(&mut archive, entry("init", 0o755, ModeFileType::Regular), &read(init)?)?;
+    append(&mut archive, entry("leave", 0o755, ModeFileType::Regular), &leave())?;
     if let Some(probes) = probes {
         let module = entry("ravelin_probes.ko", 0o644, ModeFileType::Regular);
         append(&mut archive, module, &read(probes)?)?;

@@ -3,6 +3,7 @@
 
 mod archive;
 mod build;
+mod leave;
 
 pub use archive::{initramfs, module_loader};
 pub use build::{build_init, build_probes};

@@ -13,6 +13,7 @@ mod capabilities;
 
 use super::{Entry, Format, Level, frame_of};
 use addr::{GuestPhysical, Hfn};
+use mtrr::MemoryType;
 
 pub use capabilities::{EptCapabilities, EptUnsupported, Eptp, ExecuteOnly};
 
@@ -33,7 +34,7 @@ pub struct EptRights {
     /// paging is off. It is the address that counts, not the CPL: only SMEP keeps CPL 0 from user
     /// addresses. Ignored without "mode-based execute control for EPT".
     pub user_execute: bool,
-    /// Caching.
+    /// Caching, before the guest's PAT is taken into account (section 29.3.7.2).
     pub memory_type: MemoryType,
 }
 
@@ -49,22 +50,6 @@ pub enum EptData {
     Read,
     /// Loads and stores.
     ReadWrite,
-}
-
-/// How a frame is cached, before the guest's PAT is taken into account (section 29.3.7.2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum MemoryType {
-    /// UC.
-    Uncacheable = 0,
-    /// WC.
-    WriteCombining = 1,
-    /// WT.
-    WriteThrough = 4,
-    /// WP.
-    WriteProtected = 5,
-    /// WB: memory.
-    WriteBack = 6,
 }
 
 impl EptRights {
@@ -109,16 +94,9 @@ const fn bit(on: bool, mask: u64) -> u64 {
     if on { mask } else { 0 }
 }
 
-impl MemoryType {
-    const fn of(entry: u64) -> Self {
-        match entry >> MEMORY_TYPE_SHIFT & 7 {
-            0 => Self::Uncacheable,
-            1 => Self::WriteCombining,
-            4 => Self::WriteThrough,
-            5 => Self::WriteProtected,
-            _ => Self::WriteBack,
-        }
-    }
+/// Numbers that are reserved are never written.
+fn memory_type_of(entry: u64) -> MemoryType {
+    MemoryType::from_number(entry >> MEMORY_TYPE_SHIFT & 7).unwrap_or(MemoryType::Uncacheable)
 }
 
 impl EptData {
@@ -182,7 +160,7 @@ impl Format for Ept {
                 data: EptData::of(entry),
                 supervisor_execute: entry & MEANS_SUPERVISOR != 0,
                 user_execute: entry & MEANS_USER != 0,
-                memory_type: MemoryType::of(entry),
+                memory_type: memory_type_of(entry),
             };
             Entry::Leaf { frame: frame_of(entry), rights }
         } else if entry & READ != 0 {

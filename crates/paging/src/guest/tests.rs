@@ -1,6 +1,6 @@
 //! The guest walker against tables that this crate wrote, and against random junk.
 
-use super::{GuestLeaf, VisitError, WalkError, visit_kernel_half, walk};
+use super::{GuestLeaf, VisitError, WalkError, visit_kernel_half, visit_user_half, walk};
 use crate::tests::memory::FakeMemory;
 use crate::tests::model::case;
 use crate::tests::run;
@@ -134,6 +134,31 @@ proptest! {
         }).collect();
         prop_assert_eq!(found, expected);
         prop_assert_eq!(end.unwrap().unreadable, 0);
+    }
+
+    #[test]
+    fn both_halves_together_are_all_leaves(case in case::<X86_64>(6), levels in 4_u8..=5) {
+        let (table, memory, _) = run::<X86_64>(&case, |_, _, _| {});
+        let (tables, root) = tables_of(&table, &memory, levels);
+        let mut found = Vec::new();
+        let mut buffers = Box::new([[0; ENTRIES]; 5]);
+        let add = |leaf: GuestLeaf| found.push((leaf.gva.raw(), leaf.gpa.raw()));
+        visit_user_half(root, levels, 1 << 20, &mut buffers, copy(&tables), add).unwrap();
+        prop_assert!(found.iter().all(|(gva, _)| gva >> 63 == 0));
+        let (upper, _) = leaves(&tables, root, levels, Gva::new(0), 1 << 20);
+        found.extend(upper.iter().map(|leaf| (leaf.gva.raw(), leaf.gpa.raw())));
+        let mut expected = Vec::new();
+        table.visit(&memory, |range, leaf| {
+            expected.push((range.start.raw() << 12, leaf.frame.start().raw()));
+        });
+        if levels == 5 {
+            // Its first and last entries lead to the same table of four levels: everything twice.
+            let base = |half: u64| half.wrapping_mul(0xffff << 48);
+            expected = [0, 1].into_iter().flat_map(|half| {
+                expected.iter().map(move |(gva, gpa)| (gva & 0xffff_ffff_ffff | base(half), *gpa))
+            }).collect();
+        }
+        prop_assert_eq!(found, expected);
     }
 
     #[test]

@@ -1,8 +1,10 @@
-//! All leaves of the guest's kernel half.
+//! All leaves of one half of the guest's address space.
 
 use super::{GuestRights, Step, canonical, shift, step};
+use crate::format::bits;
 use crate::{ENTRIES, Level};
 use addr::{Gpa, Gva};
+use core::ops::Range;
 
 /// Copies of the tables on the way from the root to the current leaf: 20 KiB, too much for a
 /// hypervisor's stack.
@@ -69,6 +71,34 @@ pub fn visit_kernel_half(
     start: Gva,
     budget: u64,
     buffers: &mut Buffers,
+    read_table: impl FnMut(Gpa, &mut [u64; ENTRIES]) -> bool,
+    f: impl FnMut(GuestLeaf),
+) -> Result<Visited, VisitError> {
+    visit(root, levels, (ENTRIES / 2..ENTRIES, start), budget, buffers, read_table, f)
+}
+
+/// As [`visit_kernel_half`], for the lower half of the address space, and all of it.
+///
+/// # Errors
+/// See [`VisitError`]; leaves may have been visited by then.
+pub fn visit_user_half(
+    root: Gpa,
+    levels: u8,
+    budget: u64,
+    buffers: &mut Buffers,
+    read_table: impl FnMut(Gpa, &mut [u64; ENTRIES]) -> bool,
+    f: impl FnMut(GuestLeaf),
+) -> Result<Visited, VisitError> {
+    visit(root, levels, (0..ENTRIES / 2, Gva::new(0)), budget, buffers, read_table, f)
+}
+
+/// Visits what these entries of the root lead to, from an address on.
+fn visit(
+    root: Gpa,
+    levels: u8,
+    (top, start): (Range<usize>, Gva),
+    budget: u64,
+    buffers: &mut Buffers,
     mut read_table: impl FnMut(Gpa, &mut [u64; ENTRIES]) -> bool,
     mut f: impl FnMut(GuestLeaf),
 ) -> Result<Visited, VisitError> {
@@ -90,23 +120,24 @@ pub fn visit_kernel_half(
     if !read(Gpa::new(root.raw() & crate::format::ADDRESS), buffer)? {
         return Ok(visited);
     }
-    let upper_half = Cursor { next: ENTRIES / 2, base: 0, rights: GuestRights::ALL };
-    let mut cursors = [upper_half; 5];
+    let first = Cursor { next: top.start, base: 0, rights: GuestRights::ALL };
+    let mut cursors = [first; 5];
     let mut depth = 0_u8;
     loop {
         let level = levels - depth;
         let cursor = &mut cursors[usize::from(depth)];
-        if cursor.next == ENTRIES {
+        let end = if depth == 0 { top.end } else { ENTRIES };
+        let mut rest = buffers[usize::from(depth)][..end].iter().enumerate().skip(cursor.next);
+        let Some((index, &entry)) = rest.find(|(_, entry)| *entry & bits::PRESENT != 0) else {
             if depth == 0 {
                 return Ok(visited);
             }
             depth -= 1;
             continue;
-        }
-        let entry = buffers[usize::from(depth)][cursor.next];
-        let base = cursor.base + ((cursor.next as u64) << shift(level));
+        };
+        let base = cursor.base + ((index as u64) << shift(level));
         let rights = cursor.rights.and(entry);
-        cursor.next += 1;
+        cursor.next = index + 1;
 
         let gva = canonical(base, levels);
         let last = gva.plus((1 << shift(level)) - 1);

@@ -3,7 +3,9 @@
 use super::memory::FakeMemory;
 use super::model::tables_of;
 use crate::{ENTRIES, Entry, Format};
-use crate::{Flushed, HostRights, Level, Npt, NptRights, PageTable, PagingError, X86_64};
+use crate::{
+    Flushed, HostRights, Level, Npt, NptExecute, NptRights, PageTable, PagingError, X86_64,
+};
 use crate::{Leaf, TableMemory};
 use addr::{Frame, FrameRange, Gfn, Hfn, Hpn};
 use std::vec::Vec;
@@ -75,14 +77,19 @@ fn a_hidden_page_is_not_present_but_remembers_its_frame() {
 }
 
 #[test]
-fn every_nested_entry_is_a_user_entry() {
-    let (mut table, mut memory) = identity();
-    for rights in [NptRights::READ, NptRights::READ_WRITE, NptRights::READ_EXECUTE] {
+fn only_leaves_of_supervisor_code_are_no_user_entries() {
+    for rights in crate::format::tests::all_npt_rights() {
+        let (mut table, mut memory) = identity();
         let removed = table.protect(&mut memory, guest(600, 700), rights).unwrap();
         removed.release(&mut memory, Flushed::acknowledged());
-        for page in tables_of::<Npt>(&memory, table.root()).into_keys() {
-            let entries = (0..ENTRIES).map(|index| memory.read(page, index));
-            assert!(entries.into_iter().all(|entry| entry == 0 || entry & 4 != 0));
+        for (page, (_, level)) in tables_of::<Npt>(&memory, table.root()) {
+            for entry in (0..ENTRIES).map(|index| memory.read(page, index)) {
+                let is_supervisor_code = matches!(
+                    Npt::decode(entry, level),
+                    Entry::Leaf { rights, .. } if rights.execute == NptExecute::SupervisorPage
+                );
+                assert!(entry == 0 || (entry & 4 == 0) == is_supervisor_code, "{rights:?}");
+            }
         }
     }
 }

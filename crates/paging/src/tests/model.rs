@@ -38,8 +38,7 @@ impl TestFormat for X86_64 {
 impl TestFormat for Npt {
     const BASES: &'static [u64] = &[0, (1 << 27) - 2 * G1, (1 << 36) - 4 * G1];
     fn rights() -> Vec<NptRights> {
-        use NptRights as R;
-        [R::NONE, R::READ, R::READ_WRITE, R::READ_EXECUTE, R::ALL].into()
+        crate::format::tests::all_npt_rights()
     }
 }
 

@@ -2,9 +2,9 @@
 //!
 //! All CPUs of a machine must agree; whoever reads the register on each has to see to that.
 
-use super::MemoryType;
 use crate::Level;
 use addr::Hfn;
+use mtrr::MemoryType;
 
 /// The value of `IA32_VMX_EPT_VPID_CAP` (Intel SDM volume 3D, appendix A.10).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

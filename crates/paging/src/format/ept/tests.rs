@@ -8,21 +8,13 @@ use std::vec::Vec;
 /// A CPU that can do everything (Skylake and later: the low half is 0x06734141).
 pub const ABLE: EptCapabilities = EptCapabilities::from_msr(0xf01_0673_4141);
 
-const MEMORY_TYPES: [MemoryType; 5] = [
-    MemoryType::Uncacheable,
-    MemoryType::WriteCombining,
-    MemoryType::WriteThrough,
-    MemoryType::WriteProtected,
-    MemoryType::WriteBack,
-];
-
 /// Every right.
 pub fn all_rights() -> Vec<EptRights> {
     let execute_only = EptData::ExecuteOnly(ABLE.execute_only().unwrap());
     let mut all = Vec::new();
     for data in [EptData::Hidden, execute_only, EptData::Read, EptData::ReadWrite] {
         for execute in 0..4 {
-            all.extend(MEMORY_TYPES.map(|memory_type| EptRights {
+            all.extend(MemoryType::ALL.map(|memory_type| EptRights {
                 data,
                 supervisor_execute: execute & 1 != 0,
                 user_execute: execute & 2 != 0,
