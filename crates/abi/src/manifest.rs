@@ -17,7 +17,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// First eight bytes.
 pub const MAGIC: [u8; 8] = *b"RVMANIFE";
 /// Version of this layout.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// The hypervisor accepts no manifest larger than this, in bytes.
 pub const MAX_LENGTH: u32 = 8 << 20;
 

@@ -101,7 +101,8 @@ mod tests {
         assert_eq!(error(&packed[..30]), ManifestError::Damaged);
         packed[8] = 1;
         assert_eq!(error(&packed), ManifestError::Version(1));
-        packed[8..16].copy_from_slice(&[2, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]);
+        packed[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        packed[12..16].fill(0xff);
         assert_eq!(error(&packed), ManifestError::Malformed);
     }
 }

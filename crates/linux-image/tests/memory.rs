@@ -2,6 +2,7 @@
 //!
 //! One test, since the count is of the whole process.
 
+use abi::manifest::VERSION;
 use linux_image::{ImageError, inspect, manifest, unpack};
 use peak_alloc::PeakAlloc;
 
@@ -58,7 +59,8 @@ fn memory_is_bounded() {
     let before = MEMORY.current_usage();
     MEMORY.reset_peak_usage();
     for length in [0, 1, 8 << 20, (8 << 20) + 1, u32::MAX] {
-        let mut packed = b"RVPACKED\x02\0\0\0".to_vec();
+        let mut packed = b"RVPACKED".to_vec();
+        packed.extend(VERSION.to_le_bytes());
         packed.extend(length.to_le_bytes());
         packed.extend([0xff; 60]);
         assert!(unpack(&packed).is_err(), "{length}");
