@@ -19,7 +19,7 @@ use integrity::Rights;
 use integrity::rights::Counters;
 use integrity::state::{PageState, View};
 use paging::guest::Buffers;
-use paging::{Flushed, Format, Level, PageTable, PagingError, Removed};
+use paging::{Due, Flushed, Format, Level, PageTable, PagingError, Removed};
 use zerocopy::FromBytes;
 
 /// Most runs of executable pages that are withdrawn at a time.
@@ -108,17 +108,16 @@ impl<V: Vendor> Memory<V> {
     /// # Errors
     /// The first rule that is broken.
     pub fn audit(&self, audit: &mut Audit<'_>) -> Result<(), Finding> {
-        let mut verdict = Ok(());
         for table in [Some(&self.kernel), self.user.as_ref()].into_iter().flatten() {
-            table.visit(&Tables, |pages, leaf| {
+            for (pages, leaf) in table.leaves(&Tables) {
                 let rights = V::Table::allowed(leaf.rights);
                 let (write, execute) =
                     (rights.contains(Rights::WRITE), rights.contains(Rights::EXECUTE));
                 let frames = FrameRange::with_count(leaf.frame, pages.count());
-                verdict = verdict.and(audit.guest_leaf(AuditedLeaf { frames, write, execute }));
-            });
+                audit.guest_leaf(AuditedLeaf { frames, write, execute })?;
+            }
         }
-        verdict
+        Ok(())
     }
 
     /// Lets the kernel execute `range`, before the lock. No flush of other CPUs is due: one that
@@ -129,7 +128,7 @@ impl<V: Vendor> Memory<V> {
     pub fn grant_execute(&mut self, range: FrameRange<GuestPhysical>) -> Result<(), PagingError> {
         let removed = self.protect_kernel(range, Rights::all())?;
         // Nothing was taken away, and a split keeps its tables.
-        removed.release(&mut Tables, Flushed::acknowledged());
+        removed.release(&mut Tables, |due| due.unnecessary());
         Ok(())
     }
 
@@ -143,7 +142,7 @@ impl<V: Vendor> Memory<V> {
     ) -> Result<(), PagingError> {
         let removed = self.protect(range, Allowed::both(Rights::all()))?;
         // As above.
-        removed.release(&mut Tables, Flushed::acknowledged());
+        removed.release(&mut Tables, |due| due.unnecessary());
         Ok(())
     }
 
@@ -153,11 +152,11 @@ impl<V: Vendor> Memory<V> {
     /// Out of table pages.
     pub fn withdraw_grants(
         &mut self,
-        mut flush: impl FnMut() -> Flushed,
+        mut flush: impl FnMut(Due<'_>) -> Flushed<'_>,
     ) -> Result<(), PagingError> {
         loop {
             let mut runs = ArrayVec::<FrameRange<GuestPhysical>, BATCH>::new();
-            self.kernel.visit(&Tables, |range, leaf| {
+            for (range, leaf) in self.kernel.leaves(&Tables) {
                 if is_executable::<V>(leaf.rights) {
                     match runs.last_mut() {
                         Some(last) if last.end == range.start => last.end = range.end,
@@ -165,12 +164,12 @@ impl<V: Vendor> Memory<V> {
                         _ => drop(runs.try_push(range)),
                     }
                 }
-            });
+            }
             if runs.is_empty() {
                 return Ok(());
             }
             for range in &runs {
-                self.protect_kernel(*range, READ_WRITE)?.release(&mut Tables, flush());
+                self.protect_kernel(*range, READ_WRITE)?.release(&mut Tables, &mut flush);
             }
         }
     }
@@ -181,12 +180,12 @@ impl<V: Vendor> Memory<V> {
     /// Out of table pages.
     pub fn open_for_execution(
         &mut self,
-        mut flush: impl FnMut() -> Flushed,
+        mut flush: impl FnMut(Due<'_>) -> Flushed<'_>,
     ) -> Result<(), PagingError> {
         let rights = Allowed::of(PageState::Data, self.separation);
         for index in 0..self.ram.len() {
             let Some(range) = self.ram.get(index).copied() else { continue };
-            self.protect(range, rights)?.release(&mut Tables, flush());
+            self.protect(range, rights)?.release(&mut Tables, &mut flush);
         }
         Ok(())
     }
@@ -200,9 +199,9 @@ impl<V: Vendor> Memory<V> {
         &mut self,
         range: FrameRange<GuestPhysical>,
         state: PageState,
-        mut flush: impl FnMut() -> Flushed,
+        mut flush: impl FnMut(Due<'_>) -> Flushed<'_>,
     ) -> Result<(), PagingError> {
-        self.protect(range, Allowed::of(state, self.separation))?.release(&mut Tables, flush());
+        self.protect(range, Allowed::of(state, self.separation))?.release(&mut Tables, &mut flush);
         for frame in range.iter() {
             let _ = self.states.set(frame, state);
         }
@@ -217,9 +216,9 @@ impl<V: Vendor> Memory<V> {
     pub fn freeze(
         &mut self,
         range: FrameRange<GuestPhysical>,
-        mut flush: impl FnMut() -> Flushed,
+        mut flush: impl FnMut(Due<'_>) -> Flushed<'_>,
     ) -> Result<(), PagingError> {
-        self.protect(range, Allowed::both(Rights::READ))?.release(&mut Tables, flush());
+        self.protect(range, Allowed::both(Rights::READ))?.release(&mut Tables, &mut flush);
         Ok(())
     }
 
@@ -262,12 +261,12 @@ impl<V: Vendor> Memory<V> {
     fn collapse(
         &mut self,
         range: FrameRange<GuestPhysical>,
-        mut flush: impl FnMut() -> Flushed,
+        mut flush: impl FnMut(Due<'_>) -> Flushed<'_>,
     ) -> Result<(), PagingError> {
         for table in [Some(&mut self.kernel), self.user.as_mut()].into_iter().flatten() {
             let removed = table.collapse(&mut Tables, range, Level::Page1G)?;
             if !removed.is_empty() {
-                removed.release(&mut Tables, flush());
+                removed.release(&mut Tables, &mut flush);
             }
         }
         Ok(())
@@ -305,7 +304,7 @@ fn identity<V: Vendor>(
         ram.iter().map(|range| (*range, boot)).chain([(registers, device(Rights::READ))])
     {
         // No CPU has used the table yet.
-        table.protect(&mut Tables, range, rights)?.release(&mut Tables, Flushed::acknowledged());
+        table.protect(&mut Tables, range, rights)?.release(&mut Tables, |due| due.unnecessary());
     }
     Ok(table)
 }

@@ -11,7 +11,7 @@
 
 mod capabilities;
 
-use super::{Entry, Format, Level, frame_of};
+use super::{Entry, Format, Level, frame_of, link_of};
 use addr::{GuestPhysical, Hfn};
 
 pub use capabilities::{EptCapabilities, EptUnsupported, Eptp, ExecuteOnly};
@@ -102,6 +102,8 @@ const LEAF: u64 = 1 << 11;
 const MEANS_SUPERVISOR: u64 = 1 << 52;
 /// User execute of the rights, in force or only remembered.
 const MEANS_USER: u64 = 1 << 53;
+/// In a link: to a shared subtree.
+const SHARED: u64 = 1 << 55;
 /// [`EptData::ExecuteOnly`], even if nothing may be fetched.
 const MEANS_EXECUTE_ONLY: u64 = 1 << 54;
 
@@ -148,6 +150,7 @@ impl Format for Ept {
     type Input = GuestPhysical;
     type Rights = EptRights;
     const SIGN_EXTENDED: bool = false;
+    const SHARED: u64 = SHARED;
 
     /// Accessed and dirty are set from the start, so that the CPU never writes to the tables.
     fn leaf(frame: Hfn, level: Level, rights: EptRights) -> u64 {
@@ -186,7 +189,7 @@ impl Format for Ept {
             };
             Entry::Leaf { frame: frame_of(entry), rights }
         } else if entry & READ != 0 {
-            Entry::Table(frame_of(entry))
+            link_of::<Self>(entry)
         } else {
             Entry::Empty
         }

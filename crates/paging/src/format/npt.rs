@@ -4,7 +4,7 @@
 //! The nested walk counts as a user access (section 15.25.5), so every entry has the user bit.
 
 use super::bits::{ACCESSED, DIRTY, LARGE, NO_EXECUTE, PRESENT, USER, WRITE};
-use super::{Entry, Format, Level, frame_of};
+use super::{Entry, Format, Level, frame_of, link_of};
 use addr::{GuestPhysical, Hfn};
 
 /// Nested page tables.
@@ -47,6 +47,7 @@ impl Format for Npt {
     type Input = GuestPhysical;
     type Rights = NptRights;
     const SIGN_EXTENDED: bool = false;
+    const SHARED: u64 = super::bits::SHARED;
 
     /// Accessed and dirty are set from the start, so that the CPU never writes to the tables.
     fn leaf(frame: Hfn, level: Level, rights: NptRights) -> u64 {
@@ -74,7 +75,7 @@ impl Format for Npt {
             };
             Entry::Leaf { frame: frame_of(entry), rights }
         } else if entry & PRESENT != 0 {
-            Entry::Table(frame_of(entry))
+            link_of::<Self>(entry)
         } else {
             Entry::Empty
         }

@@ -117,7 +117,7 @@ proptest! {
         let (tables, root) = tables_of(&table, &memory, levels);
         let start: Gva = Frame::new(*start.get(&case.points)).start();
         let mut expected = Vec::new();
-        table.visit(&memory, |range, leaf| {
+        for (range, leaf) in table.leaves(&memory) {
             // With five levels the upper half also shows the lower half of the four-level table.
             let upper = range.start.raw() >> 51 != 0;
             let page = 0xffff << 36 | range.start.raw();
@@ -126,7 +126,7 @@ proptest! {
                 let r = leaf.rights;
                 expected.push((page << 12, leaf.frame.start().raw(), leaf.level, r.write, r.execute, r.user));
             }
-        });
+        }
         let (found, end) = leaves(&tables, root, levels, start, 1 << 20);
         let found: Vec<_> = found.iter().map(|leaf| {
             let r = leaf.rights;

@@ -3,7 +3,7 @@
 use super::memory::FakeMemory;
 use super::model::tables_of;
 use crate::{ENTRIES, Entry, Format};
-use crate::{Flushed, HostRights, Level, Npt, NptRights, PageTable, PagingError, X86_64};
+use crate::{HostRights, Level, Npt, NptRights, PageTable, PagingError, X86_64};
 use crate::{Leaf, TableMemory};
 use addr::{Frame, FrameRange, Gfn, Hfn, Hpn};
 use std::vec::Vec;
@@ -36,7 +36,7 @@ fn one_page_is_split_out_of_a_gigabyte_and_put_back() {
     let page = guest(G1 + 1000, 1);
     let removed = table.protect(&mut memory, page, NptRights::READ).unwrap();
     assert!(removed.is_empty());
-    removed.release(&mut memory, Flushed::acknowledged());
+    removed.release(&mut memory, |due| due.acknowledged());
     assert_eq!(memory.used(), 4);
     let leaf = |frame, rights, level| Some(Leaf { frame: Hfn::new(frame), rights, level });
     let (read, all) = (NptRights::READ, NptRights::ALL);
@@ -47,10 +47,10 @@ fn one_page_is_split_out_of_a_gigabyte_and_put_back() {
     assert_eq!(at(&table, &memory, 5), leaf(5, all, Level::Page1G));
 
     let removed = table.protect(&mut memory, page, all).unwrap();
-    removed.release(&mut memory, Flushed::acknowledged());
+    removed.release(&mut memory, |due| due.acknowledged());
     let removed = table.collapse(&mut memory, page, Level::Page1G).unwrap();
     assert_eq!(memory.used(), 4, "freed only after the flush");
-    removed.release(&mut memory, Flushed::acknowledged());
+    removed.release(&mut memory, |due| due.acknowledged());
     assert_eq!(memory.used(), 2);
     assert_eq!(at(&table, &memory, G1 + 1000), leaf(G1 + 1000, all, Level::Page1G));
 }
@@ -59,7 +59,7 @@ fn one_page_is_split_out_of_a_gigabyte_and_put_back() {
 fn equal_rights_store_nothing() {
     let (mut table, mut memory) = identity();
     let removed = table.protect(&mut memory, guest(3, 70), NptRights::ALL).unwrap();
-    removed.release(&mut memory, Flushed::acknowledged());
+    removed.release(&mut memory, |due| due.acknowledged());
     assert!(memory.history.is_empty());
 }
 
@@ -67,7 +67,7 @@ fn equal_rights_store_nothing() {
 fn a_hidden_page_is_not_present_but_remembers_its_frame() {
     let (mut table, mut memory) = identity();
     let removed = table.protect(&mut memory, guest(7, 1), NptRights::NONE).unwrap();
-    removed.release(&mut memory, Flushed::acknowledged());
+    removed.release(&mut memory, |due| due.acknowledged());
     let last = memory.history.iter().find(|store| store.index == 7 && store.entry & 1 == 0);
     assert!(last.is_some());
     let leaf = table.walk(&memory, Gfn::new(7)).unwrap();
@@ -79,7 +79,7 @@ fn every_nested_entry_is_a_user_entry() {
     let (mut table, mut memory) = identity();
     for rights in [NptRights::READ, NptRights::READ_WRITE, NptRights::READ_EXECUTE] {
         let removed = table.protect(&mut memory, guest(600, 700), rights).unwrap();
-        removed.release(&mut memory, Flushed::acknowledged());
+        removed.release(&mut memory, |due| due.acknowledged());
         for page in tables_of::<Npt>(&memory, table.root()).into_keys() {
             let entries = (0..ENTRIES).map(|index| memory.read(page, index));
             assert!(entries.into_iter().all(|entry| entry == 0 || entry & 4 != 0));
@@ -101,14 +101,14 @@ fn what_finds_no_room_in_removed_is_collected_later() {
     assert!(second.is_full());
     let second_rest = second.join(first).unwrap();
     assert_eq!(memory.used(), 153);
-    second.release(&mut memory, Flushed::acknowledged());
-    second_rest.release(&mut memory, Flushed::acknowledged());
+    second.release(&mut memory, |due| due.acknowledged());
+    second_rest.release(&mut memory, |due| due.acknowledged());
     assert_eq!(memory.used(), 153 - 128);
     let third = table.collapse(&mut memory, range, Level::Page1G).unwrap();
     assert!(!third.is_full());
-    third.release(&mut memory, Flushed::acknowledged());
+    third.release(&mut memory, |due| due.acknowledged());
     assert_eq!(memory.used(), 4);
-    table.destroy(&mut memory, Flushed::acknowledged());
+    table.destroy(&mut memory, |due| due.acknowledged()).unwrap();
     assert_eq!(memory.used(), 0);
 }
 
@@ -119,7 +119,7 @@ fn changes_joined_share_a_flush() {
     let other = table.unmap(&mut memory, guest(0, G1)).unwrap();
     assert!(removed.join(other).is_none());
     assert_eq!(memory.used(), 4);
-    removed.release(&mut memory, Flushed::acknowledged());
+    removed.release(&mut memory, |due| due.acknowledged());
     assert_eq!(memory.used(), 2);
 }
 
@@ -156,9 +156,9 @@ fn ranges_that_no_table_expresses_are_refused() {
 fn accessed_and_dirty_bits_do_not_hinder_a_collapse() {
     let (mut table, mut memory) = identity();
     let removed = table.protect(&mut memory, guest(512, 1), NptRights::READ).unwrap();
-    removed.release(&mut memory, Flushed::acknowledged());
+    removed.release(&mut memory, |due| due.acknowledged());
     let removed = table.protect(&mut memory, guest(512, 1), NptRights::ALL).unwrap();
-    removed.release(&mut memory, Flushed::acknowledged());
+    removed.release(&mut memory, |due| due.acknowledged());
     // What a CPU might leave: each leaf with other accessed and dirty bits.
     for (page, (_, level)) in tables_of::<Npt>(&memory, table.root()) {
         for index in 0..ENTRIES {
@@ -169,10 +169,9 @@ fn accessed_and_dirty_bits_do_not_hinder_a_collapse() {
         }
     }
     let removed = table.collapse(&mut memory, guest(512, 1), Level::Page1G).unwrap();
-    removed.release(&mut memory, Flushed::acknowledged());
-    let mut leaves = Vec::new();
-    table.visit(&memory, |range, leaf| leaves.push((range, leaf.frame, leaf.level)));
+    removed.release(&mut memory, |due| due.acknowledged());
+    let leaves = table.leaves(&memory).map(|(range, leaf)| (range, leaf.frame, leaf.level));
     let expected =
         |n| (FrameRange::with_count(Frame::new(n * G1), G1), Hfn::new(n * G1), Level::Page1G);
-    assert_eq!(leaves, (0..4).map(expected).collect::<Vec<_>>());
+    assert_eq!(leaves.collect::<Vec<_>>(), (0..4).map(expected).collect::<Vec<_>>());
 }
