@@ -2,6 +2,7 @@
 //! span to the same end. Large leaves that reach over an edge of the span are split there.
 
 use crate::memory::Donated;
+use crate::run::run_length;
 use crate::span::{Slot, Span, unfold};
 use crate::{ENTRIES, Entry, Format, Level, PagingError, Removed, TableMemory};
 use addr::Hfn;
@@ -64,7 +65,7 @@ impl<'a, F: Format, M: TableMemory> Change<'a, F, M> {
     /// Does what was planned.
     fn apply(&mut self, table: Hfn, level: Level, span: Span) -> Result<(), PagingError> {
         let Some(below) = level.below() else {
-            self.apply_lowest(table, span);
+            apply_lowest::<F, _>(&mut self.memory, table, span, self.to);
             return Ok(());
         };
         for slot in span.slots(level) {
@@ -86,18 +87,6 @@ impl<'a, F: Format, M: TableMemory> Change<'a, F, M> {
             self.memory.write(table, slot.index, new);
         }
         Ok(())
-    }
-
-    /// Changes leaves of 4 KiB, where nothing is to be split.
-    fn apply_lowest(&mut self, table: Hfn, span: Span) {
-        for (index, _) in span.lowest() {
-            let old = self.memory.read(table, index);
-            let Entry::Leaf { frame, rights } = F::decode(old, Level::Page4K) else { continue };
-            let new = self.leaf(frame, Level::Page4K, rights);
-            if new != old {
-                self.memory.write(table, index, new);
-            }
-        }
     }
 
     /// Changes what lies in a lower table, and says whether that table is to be unlinked, which is
@@ -148,6 +137,28 @@ impl<'a, F: Format, M: TableMemory> Change<'a, F, M> {
     }
 }
 
+/// Changes leaves of 4 KiB, where nothing is to be split.
+fn apply_lowest<F: Format, M: TableMemory>(
+    memory: &mut M,
+    table: Hfn,
+    span: Span,
+    to: To<F::Rights>,
+) {
+    let flags = match to {
+        To::Nothing => None,
+        To::Rights(rights) => Some(F::flags(Level::Page4K, rights)),
+        To::Leaves(_) => return,
+    };
+    for (index, _) in span.lowest() {
+        let old = memory.read(table, index);
+        let Entry::Leaf { frame, .. } = F::decode(old, Level::Page4K) else { continue };
+        let new = flags.map_or(0, |flags| frame.start().raw() | flags);
+        if new != old {
+            memory.write(table, index, new);
+        }
+    }
+}
+
 /// A leaf that is being split.
 struct Old<F: Format> {
     base: u64,
@@ -166,8 +177,11 @@ struct Plan<'a, F: Format, M> {
 impl<F: Format, M: TableMemory> Plan<'_, F, M> {
     fn below(&self, table: Hfn, level: Level, span: Span) -> Result<u64, PagingError> {
         let Some(below) = level.below() else {
-            self.lowest(table, span)?;
-            return Ok(0);
+            // Only a change of rights cares what the leaves are.
+            return match self.to {
+                To::Rights(_) => self.lowest(table, span).map(|()| 0),
+                To::Nothing | To::Leaves(_) => Ok(0),
+            };
         };
         let mut needed = 0;
         for slot in span.slots(level) {
@@ -200,15 +214,18 @@ impl<F: Format, M: TableMemory> Plan<'_, F, M> {
 
     /// Checks that pages with leaves of 4 KiB are mapped.
     fn lowest(&self, table: Hfn, span: Span) -> Result<(), PagingError> {
-        let is_empty = |&(index, _): &(usize, u64)| {
-            F::decode(self.memory.read(table, index), Level::Page4K) == Entry::Empty
-        };
-        match span.lowest().find(is_empty) {
-            Some((_, page)) if matches!(self.to, To::Rights(_)) => {
-                Err(PagingError::NotMapped { page: unfold::<F>(page).raw() })
+        let level = Level::Page4K;
+        let mut page = span.start;
+        while page < span.end {
+            let index = level.index(page);
+            let entry = self.memory.read(table, index);
+            if F::decode(entry, level) == Entry::Empty {
+                return Err(PagingError::NotMapped { page: unfold::<F>(page).raw() });
             }
-            _ => Ok(()),
+            let most = span.end - page;
+            page += run_length(self.memory, (table, level), index, entry, most) as u64;
         }
+        Ok(())
     }
 }
 

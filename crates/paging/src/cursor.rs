@@ -1,12 +1,13 @@
-//! The cursor: walks a range from leaf to leaf, keeping its place in the tables, so that a step
-//! reads one entry and not one per level.
+//! The cursor: walks a range and keeps its place in the tables, so that it reads one entry per
+//! page and not one per level.
 
+use crate::run::run_length;
 use crate::span::{Span, unfold};
 use crate::{Entry, Format, Leaf, Level, TableMemory};
 use addr::{FrameRange, Hfn};
 use core::marker::PhantomData;
 
-/// Walks the leaves of a range, in order, holes left out. Made by
+/// Walks what a range is mapped to, in order, holes left out. Made by
 /// [`PageTable::cursor`](crate::PageTable::cursor).
 #[derive(Debug)]
 pub struct Cursor<'a, F, M> {
@@ -37,7 +38,8 @@ impl<'a, F: Format, M: TableMemory> Cursor<'a, F, M> {
 }
 
 impl<F: Format, M: TableMemory> Iterator for Cursor<'_, F, M> {
-    /// The pages of the range that a leaf maps, and where the first of them leads.
+    /// Pages of the range that leaves of one size map to consecutive frames with equal rights, and
+    /// where the first of them leads. Such a run may end anywhere, but not within a leaf.
     type Item = (FrameRange<F::Input>, Leaf<F>);
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -45,16 +47,21 @@ impl<F: Format, M: TableMemory> Iterator for Cursor<'_, F, M> {
             let (page, level) = (self.rest.start, self.level);
             let table = self.path[level.depth()];
             let end = (page | (level.frames() - 1)) + 1;
-            match F::decode(self.memory.read(table, level.index(page)), level) {
+            let entry = self.memory.read(table, level.index(page));
+            match F::decode(entry, level) {
                 Entry::Empty => self.advance(end),
                 Entry::Table(next) | Entry::Shared(next) => {
                     self.level = level.below()?;
                     self.path[self.level.depth()] = next;
                 }
                 Entry::Leaf { frame, rights } => {
+                    let frame = frame.plus(page % level.frames());
+                    let most = (self.rest.end - page).div_ceil(level.frames());
+                    let index = level.index(page);
+                    let count = run_length(self.memory, (table, level), index, entry, most);
+                    let end = end + (count as u64 - 1) * level.frames();
                     let part = end.min(self.rest.end) - page;
                     self.advance(end);
-                    let frame = frame.plus(page % level.frames());
                     let range = FrameRange::with_count(unfold::<F>(page), part);
                     return Some((range, Leaf { frame, rights, level }));
                 }

@@ -110,9 +110,13 @@ pub trait Format: 'static {
     /// subtrees.
     const SHARED: u64;
 
+    /// The entry of a leaf, but for its frame. `level` is at most `Page1G`.
+    fn flags(level: Level, rights: Self::Rights) -> u64;
     /// The entry of a leaf. `frame` is a multiple of `level.frames()` below 2^40, and `level` is
     /// at most `Page1G`.
-    fn leaf(frame: Hfn, level: Level, rights: Self::Rights) -> u64;
+    fn leaf(frame: Hfn, level: Level, rights: Self::Rights) -> u64 {
+        frame.start().raw() | Self::flags(level, rights)
+    }
     /// The entry that links to a table. It takes no right away: leaves alone decide.
     fn table(frame: Hfn) -> u64;
     /// The entry that links to a shared subtree.

@@ -25,6 +25,7 @@ pub mod guest;
 mod map;
 mod memory;
 mod removed;
+mod run;
 mod share;
 mod span;
 mod table;

@@ -103,8 +103,9 @@ impl<F: Format> Mapping<F> {
         span: Span,
     ) -> Result<(), PagingError> {
         let Some(below) = level.below() else {
+            let flags = F::flags(Level::Page4K, self.rights);
             for (index, page) in span.lowest() {
-                memory.write(table, index, F::leaf(self.frame(page), Level::Page4K, self.rights));
+                memory.write(table, index, self.frame(page).start().raw() | flags);
             }
             return Ok(());
         };

@@ -9,7 +9,8 @@ mod sharing;
 use crate::{Donated, Ept, Level, MOST_SPLITS, Npt, PageTable, PagingError, X86_64};
 use addr::{Frame, FrameRange};
 use memory::FakeMemory;
-use model::{Case, Model, Op, TestFormat, case, release, tables_of};
+use model::{Case, Model, Op, Run, TestFormat};
+use model::{case, leaves_of, push_run, release, tables_of};
 use proptest::prelude::*;
 use std::vec::Vec;
 
@@ -65,9 +66,7 @@ fn matches_the_model<F: TestFormat>(case: &Case<F::Rights>) {
 
     collapse_all(&mut table, &mut memory, everything::<F>(case));
     model.check(&table, &memory);
-    let mut leaves = Vec::new();
-    leaves.extend(table.leaves(&memory).map(|(range, leaf)| (range.start.raw(), leaf)));
-    assert_eq!(leaves, model.fewest_leaves());
+    assert_eq!(leaves_of(&table, &memory), model.fewest_leaves());
 
     let removed = table.unmap(&mut memory, everything::<F>(case)).unwrap();
     removed.release(&mut memory, |due| due.acknowledged());
@@ -127,20 +126,23 @@ fn cursors_see_their_range<F: TestFormat>(case: &Case<F::Rights>) {
     let (table, memory, _) = run::<F>(case, |_, _, _| {});
     for pair in case.points.windows(3) {
         for (start, end) in [(pair[0], pair[2]), (pair[0] + 1, pair[2]), (pair[0], pair[2] - 1)] {
-            let inside: Vec<_> = table
-                .leaves(&memory)
-                .filter_map(|(pages, leaf)| {
-                    let from = pages.start.raw().max(start);
-                    let to = pages.end.raw().min(end);
-                    let frame = leaf.frame.plus(from.wrapping_sub(pages.start.raw()));
-                    (from < to).then_some((from, to, frame, leaf.rights, leaf.level))
-                })
-                .collect();
+            let mut inside: Vec<Run<_>> = Vec::new();
+            for (page, leaf) in leaves_of(&table, &memory) {
+                let run_end = page.wrapping_add(leaf.level.frames()).min(end);
+                let (start, skipped) = (page.max(start), start.saturating_sub(page));
+                if start < run_end {
+                    let (frame, rights) = (leaf.frame.raw() + skipped, leaf.rights);
+                    push_run(&mut inside, Run { start, end: run_end, frame, rights });
+                }
+            }
             let range = FrameRange::new(Frame::new(start), Frame::new(end));
-            let walked = table.cursor(&memory, range).unwrap().map(|(pages, leaf)| {
-                (pages.start.raw(), pages.end.raw(), leaf.frame, leaf.rights, leaf.level)
-            });
-            assert_eq!(walked.collect::<Vec<_>>(), inside);
+            let mut walked = Vec::new();
+            for (pages, leaf) in table.cursor(&memory, range).unwrap() {
+                let (start, end) = (pages.start.raw(), pages.end.raw());
+                let (frame, rights) = (leaf.frame.raw(), leaf.rights);
+                push_run(&mut walked, Run { start, end, frame, rights });
+            }
+            assert_eq!(walked, inside);
         }
     }
 }

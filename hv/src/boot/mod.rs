@@ -145,7 +145,7 @@ fn audit(
         Finding::ForeignFrame => "audit: the hypervisor maps a frame that is not its own",
         Finding::GuestReachesOwn => "audit: the guest reaches the hypervisor's memory",
     })?;
-    log!("audit: {} leaves, all as they must be", audit.leaves());
+    log!("audit: {} runs of leaves, all as they must be", audit.runs());
     Ok(())
 }
 

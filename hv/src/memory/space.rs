@@ -7,9 +7,7 @@ use super::{APIC_WINDOW, DIRECT_MAP, WINDOWS};
 use crate::cpu::{apic, instructions, stack};
 use addr::{FrameRange, Hfn, HostPhysical, HostVirtual, Hpa, Hpn, PAGE_BYTES};
 use frames::{Audit, AuditedLeaf, Finding};
-use paging::{
-    ENTRIES, Format, HostRights, Level, PageTable, PagingError, TableMemory, X86_64,
-};
+use paging::{ENTRIES, Format, HostRights, Level, PageTable, PagingError, TableMemory, X86_64};
 
 unsafe extern "C" {
     static image_start: u8;

@@ -25,10 +25,7 @@ use zerocopy::IntoBytes;
 const CHANGE: &str = "the second stage could not be changed";
 
 /// A flush of all CPUs after a change, on behalf of CPU `caller`.
-pub fn flusher(
-    vm: &'static Vm<impl Vendor>,
-    caller: usize,
-) -> impl FnMut(Due<'_>) -> Flushed<'_> {
+pub fn flusher(vm: &'static Vm<impl Vendor>, caller: usize) -> impl FnMut(Due<'_>) -> Flushed<'_> {
     move |due| shootdown::flush_all(vm, caller, due)
 }
 

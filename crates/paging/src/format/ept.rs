@@ -153,12 +153,10 @@ impl Format for Ept {
     const SHARED: u64 = SHARED;
 
     /// Accessed and dirty are set from the start, so that the CPU never writes to the tables.
-    fn leaf(frame: Hfn, level: Level, rights: EptRights) -> u64 {
+    fn flags(level: Level, rights: EptRights) -> u64 {
         let execute = bit(rights.supervisor_execute, SUPERVISOR_EXECUTE)
             | bit(rights.user_execute, USER_EXECUTE);
-        frame.start().raw()
-            | LEAF
-            | ACCESSED
+        LEAF | ACCESSED
             | DIRTY
             | SUPPRESS_VE
             | (rights.memory_type as u64) << MEMORY_TYPE_SHIFT

@@ -50,10 +50,8 @@ impl Format for Npt {
     const SHARED: u64 = super::bits::SHARED;
 
     /// Accessed and dirty are set from the start, so that the CPU never writes to the tables.
-    fn leaf(frame: Hfn, level: Level, rights: NptRights) -> u64 {
-        frame.start().raw()
-            | LEAF
-            | USER
+    fn flags(level: Level, rights: NptRights) -> u64 {
+        LEAF | USER
             | ACCESSED
             | DIRTY
             | bit(rights.read, PRESENT)

@@ -46,9 +46,8 @@ impl Format for X86_64 {
     const SHARED: u64 = super::bits::SHARED;
 
     /// Accessed and dirty are set from the start, so that the CPU never writes to the tables.
-    fn leaf(frame: Hfn, level: Level, rights: HostRights) -> u64 {
-        frame.start().raw()
-            | PRESENT
+    fn flags(level: Level, rights: HostRights) -> u64 {
+        PRESENT
             | ACCESSED
             | DIRTY
             | bit(rights.write, WRITE)

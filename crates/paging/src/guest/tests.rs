@@ -2,7 +2,7 @@
 
 use super::{GuestLeaf, VisitError, WalkError, visit_kernel_half, walk};
 use crate::tests::memory::FakeMemory;
-use crate::tests::model::case;
+use crate::tests::model::{case, leaves_of};
 use crate::tests::run;
 use crate::{ENTRIES, PageTable, TableMemory, X86_64};
 use addr::{Frame, Gpa, Gva};
@@ -117,10 +117,10 @@ proptest! {
         let (tables, root) = tables_of(&table, &memory, levels);
         let start: Gva = Frame::new(*start.get(&case.points)).start();
         let mut expected = Vec::new();
-        for (range, leaf) in table.leaves(&memory) {
+        for (page, leaf) in leaves_of(&table, &memory) {
             // With five levels the upper half also shows the lower half of the four-level table.
-            let upper = range.start.raw() >> 51 != 0;
-            let page = 0xffff << 36 | range.start.raw();
+            let upper = page >> 51 != 0;
+            let page = 0xffff << 36 | page;
             let last = Frame::<addr::GuestVirtual>::new(page + leaf.level.frames() - 1).start();
             if (upper || levels == 5) && last.plus(0xfff) >= start {
                 let r = leaf.rights;

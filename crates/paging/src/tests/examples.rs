@@ -1,11 +1,11 @@
 //! Single operations: what they store, take and refuse.
 
 use super::memory::FakeMemory;
-use super::model::tables_of;
+use super::model::{leaves_of, tables_of};
 use crate::{ENTRIES, Entry, Format};
 use crate::{HostRights, Level, Npt, NptRights, PageTable, PagingError, X86_64};
 use crate::{Leaf, TableMemory};
-use addr::{Frame, FrameRange, Gfn, Hfn, Hpn};
+use addr::{FrameRange, Gfn, Hfn, Hpn};
 use std::vec::Vec;
 
 const G1: u64 = Level::Page1G.frames();
@@ -170,8 +170,7 @@ fn accessed_and_dirty_bits_do_not_hinder_a_collapse() {
     }
     let removed = table.collapse(&mut memory, guest(512, 1), Level::Page1G).unwrap();
     removed.release(&mut memory, |due| due.acknowledged());
-    let leaves = table.leaves(&memory).map(|(range, leaf)| (range, leaf.frame, leaf.level));
-    let expected =
-        |n| (FrameRange::with_count(Frame::new(n * G1), G1), Hfn::new(n * G1), Level::Page1G);
-    assert_eq!(leaves.collect::<Vec<_>>(), (0..4).map(expected).collect::<Vec<_>>());
+    let leaf = |n| Leaf { frame: Hfn::new(n * G1), rights: NptRights::ALL, level: Level::Page1G };
+    let expected: Vec<_> = (0..4).map(|n| (n * G1, leaf(n))).collect();
+    assert_eq!(leaves_of(&table, &memory), expected);
 }

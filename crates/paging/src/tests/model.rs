@@ -133,6 +133,20 @@ pub fn runs_of<F: Format>(table: &PageTable<F>, memory: &FakeMemory) -> Vec<Run<
     runs
 }
 
+/// The leaves of a table, one by one, with the first page of each.
+pub fn leaves_of<F: Format>(table: &PageTable<F>, memory: &FakeMemory) -> Vec<(u64, Leaf<F>)> {
+    let mut leaves = Vec::new();
+    for (pages, leaf) in table.leaves(memory) {
+        let size = leaf.level.frames();
+        assert!(pages.start.is_aligned(size) && pages.count().is_multiple_of(size));
+        for offset in (0..pages.count()).step_by(usize::try_from(size).unwrap()) {
+            let frame = leaf.frame.plus(offset);
+            leaves.push((pages.start.raw() + offset, Leaf { frame, ..leaf }));
+        }
+    }
+    leaves
+}
+
 /// The model.
 #[derive(Clone, Debug)]
 pub struct Model<F: TestFormat> {
