@@ -171,6 +171,12 @@ impl<F: TestFormat> Model<F> {
         self.keys(range).iter().any(|key| self.pages.contains_key(key))
     }
 
+    /// Maps a range, which is a hole.
+    pub fn fill(&mut self, range: FrameRange<F::Input>, frame: u64, rights: F::Rights) {
+        let output = |key: u64| frame + key - range.start.raw();
+        self.pages.extend(self.keys(range).into_iter().map(|key| (key, (output(key), rights))));
+    }
+
     /// The range of an operation.
     pub fn range_of(&self, op: &Op<F::Rights>) -> FrameRange<F::Input> {
         match op {

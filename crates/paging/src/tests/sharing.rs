@@ -5,7 +5,7 @@ use super::history::Replay;
 use super::memory::FakeMemory;
 use super::model::{self, Case, Model, Op, TestFormat, release};
 use crate::{Level, PageTable, PagingError};
-use addr::{Frame, FrameRange};
+use addr::{Frame, FrameRange, Hfn};
 use proptest::prelude::*;
 use std::vec::Vec;
 
@@ -35,7 +35,7 @@ pub fn case<F: TestFormat>() -> impl Strategy<Value = Steps<F::Rights>> {
             steps.push(Step::Change(kind % 3, op));
             match kind {
                 0 | 1 => steps.push(Step::Link(table)),
-                2 => steps.push(Step::Unlink(table)),
+                2 | 3 => steps.push(Step::Unlink(table)),
                 _ => {}
             }
         }
@@ -63,9 +63,13 @@ impl<F: TestFormat> World<F> {
         let first = Frame::new(points[0] + G1);
         let mut table = || PageTable::new(&mut memory).unwrap();
         let (a, b) = (table(), table());
-        let subtree = PageTable::new_subtree(&mut memory, first, Level::Page2M).unwrap();
-        let models = [(); 3].map(|()| Model::new(points));
+        let mut subtree = PageTable::new_subtree(&mut memory, first, Level::Page2M).unwrap();
+        let mut models = [(); 3].map(|()| Model::new(points));
         let shared = FrameRange::with_count(first, G1);
+        // Something to see from the start.
+        let rights = F::rights()[1];
+        subtree.map(&mut memory, shared, Hfn::new(G1), rights, Level::Page2M).unwrap();
+        models[2].fill(shared, G1, rights);
         Self { memory, tables: [a, b, subtree], models, linked: [false; 2], shared }
     }
 
