@@ -4,7 +4,7 @@
 
 use addr::{FrameRange, HostPhysical};
 
-/// A leaf, of whatever format.
+/// A leaf, or a run of leaves alike, of whatever format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AuditedLeaf {
     /// The frames that it maps.
@@ -34,7 +34,7 @@ pub enum Finding {
 pub struct Audit<'a> {
     own: &'a [FrameRange<HostPhysical>],
     devices: &'a [FrameRange<HostPhysical>],
-    leaves: u64,
+    runs: u64,
 }
 
 impl<'a> Audit<'a> {
@@ -44,12 +44,12 @@ impl<'a> Audit<'a> {
         own: &'a [FrameRange<HostPhysical>],
         devices: &'a [FrameRange<HostPhysical>],
     ) -> Self {
-        Self { own, devices, leaves: 0 }
+        Self { own, devices, runs: 0 }
     }
 
-    /// Leaves judged so far.
-    pub const fn leaves(&self) -> u64 {
-        self.leaves
+    /// Runs of leaves judged so far.
+    pub const fn runs(&self) -> u64 {
+        self.runs
     }
 
     /// Judges a leaf of the hypervisor's own table.
@@ -57,7 +57,7 @@ impl<'a> Audit<'a> {
     /// # Errors
     /// `WritableCode`, `ForeignFrame`.
     pub fn own_leaf(&mut self, leaf: AuditedLeaf) -> Result<(), Finding> {
-        self.leaves += 1;
+        self.runs += 1;
         let allowed = self.own.iter().chain(self.devices);
         let covered: u64 = allowed.map(|range| common(*range, leaf.frames)).sum();
         if covered != leaf.frames.count() {
@@ -74,7 +74,7 @@ impl<'a> Audit<'a> {
     /// # Errors
     /// `GuestReachesOwn`.
     pub fn guest_leaf(&mut self, leaf: AuditedLeaf) -> Result<(), Finding> {
-        self.leaves += 1;
+        self.runs += 1;
         let reached = self.own.iter().any(|range| range.overlaps(leaf.frames));
         if reached { Err(Finding::GuestReachesOwn) } else { Ok(()) }
     }
@@ -120,7 +120,7 @@ mod tests {
             prop_assert_eq!(audit.own_leaf(leaf), expected);
             let reached = leaf.frames.iter().any(is_own);
             prop_assert_eq!(audit.guest_leaf(leaf).is_err(), reached);
-            prop_assert_eq!(audit.leaves(), 2);
+            prop_assert_eq!(audit.runs(), 2);
         }
     }
 }

@@ -1,7 +1,9 @@
-//! Who owns a frame: the hypervisor's allocator, the slots of the windows through which it reaches
-//! memory that it does not map, and one byte of state per guest frame.
+//! Who owns a frame: the owners and all changes of owner, quarantine until every CPU has flushed,
+//! which frames leave the direct map; secret memory; the boot pool's allocator; the slots of the
+//! windows through which the hypervisor reaches memory that it does not map; one byte of state per
+//! guest frame; and the audit.
 //!
-//! All three work on storage that the caller lends; nothing here allocates or touches the frames.
+//! All of them work on storage that the caller lends; nothing here allocates or touches the frames.
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -10,11 +12,26 @@
 extern crate std;
 
 mod audit;
+mod block;
+mod direct_map;
+mod epochs;
+mod ownership;
 mod pool;
+mod quarantine;
+mod rules;
+mod secrets;
 mod states;
 mod windows;
+mod word;
 
 pub use audit::{Audit, AuditedLeaf, Finding};
+pub use block::Block;
+pub use direct_map::{DirectMap, Leaves, NoTables};
+pub use epochs::{Epochs, FlushDue};
+pub use ownership::{Ownership, OwnershipError};
 pub use pool::{Pool, PoolError, bitmap_words};
+pub use rules::{Enforced, Rules};
+pub use secrets::{MOST_BLOCKS, SecretError, SecretHandle, SecretSlot, Secrets};
 pub use states::FrameStates;
 pub use windows::{NotOpen, SLOTS, WindowSlots};
+pub use word::{FrameState, Owner, Word};

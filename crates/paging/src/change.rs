@@ -1,85 +1,104 @@
-//! Changing and removing what is mapped: one operation, which gives every page of a span other
-//! rights or none at all. Large leaves that reach over an edge of the span are split there.
+//! Changing, removing and splitting what is mapped: one operation, which brings every page of a
+//! span to the same end. Large leaves that reach over an edge of the span are split there.
 
-use crate::memory::Reserve;
-use crate::span::{Slot, Span};
+use crate::memory::Donated;
+use crate::run::run_length;
+use crate::span::{Slot, Span, unfold};
 use crate::{ENTRIES, Entry, Format, Level, PagingError, Removed, TableMemory};
 use addr::Hfn;
 
 /// What is to become of the pages of a span.
-pub(crate) struct Change<F: Format> {
-    /// New rights; `None` unmaps.
-    to: Option<F::Rights>,
-    /// Tables to take before the first store.
-    reserve: Reserve,
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum To<R> {
+    /// They are mapped no more.
+    Nothing,
+    /// They have these rights; all are mapped.
+    Rights(R),
+    /// Their leaves are at most of this level, and say the same as before.
+    Leaves(Level),
+}
+
+impl<R: Copy + Eq> To<R> {
+    /// Whether a leaf of level `level`, of which `slot` is part, must be split.
+    fn splits(&self, slot: &Slot, level: Level) -> bool {
+        match self {
+            Self::Leaves(largest) => level > *largest,
+            Self::Nothing | Self::Rights(_) => !slot.whole,
+        }
+    }
+
+    /// Whether nothing needs to be done to a leaf.
+    fn is_met(&self, rights: R, level: Level) -> bool {
+        match self {
+            Self::Nothing => false,
+            Self::Rights(new) => rights == *new,
+            Self::Leaves(largest) => level <= *largest,
+        }
+    }
+}
+
+/// A change that is being made.
+pub(crate) struct Change<'a, F: Format, M: TableMemory> {
+    to: To<F::Rights>,
+    memory: Donated<'a, M>,
     /// Tables unlinked on the way.
     removed: Removed<F>,
 }
 
-impl<F: Format> Change<F> {
-    /// Changes the pages of the span, or nothing.
-    pub fn run<M: TableMemory>(
-        memory: &mut M,
-        root: Hfn,
+impl<'a, F: Format, M: TableMemory> Change<'a, F, M> {
+    /// Changes the pages of the span below `root`, or nothing. `shares`: there are shared subtrees
+    /// below it.
+    pub fn run(
+        memory: &'a mut M,
+        (root, level): (Hfn, Level),
         span: Span,
-        to: Option<F::Rights>,
+        to: To<F::Rights>,
+        shares: bool,
     ) -> Result<Removed<F>, PagingError> {
-        let needed = plan::<F, M>(memory, root, Level::Top, span, to)?;
-        let reserve = Reserve::fill(memory, needed)?;
-        let mut change = Self { to, reserve, removed: Removed::new() };
-        let done = change.apply(memory, root, Level::Top, span);
-        change.reserve.give_back(memory);
-        done.map(|()| change.removed)
+        let needed = Plan::<F, M> { memory, to, shares }.below(root, level, span)?;
+        let memory = Donated::take(memory, needed)?;
+        let mut change = Self { to, memory, removed: Removed::new() };
+        change.apply(root, level, span)?;
+        Ok(change.removed)
     }
 
     /// Does what was planned.
-    fn apply<M: TableMemory>(
-        &mut self,
-        memory: &mut M,
-        table: Hfn,
-        level: Level,
-        span: Span,
-    ) -> Result<(), PagingError> {
+    fn apply(&mut self, table: Hfn, level: Level, span: Span) -> Result<(), PagingError> {
+        let Some(below) = level.below() else {
+            apply_lowest::<F, _>(&mut self.memory, table, span, self.to);
+            return Ok(());
+        };
         for slot in span.slots(level) {
-            let entry = F::decode(memory.read(table, slot.index), level);
-            let new = match (entry, level.below()) {
-                (Entry::Table(next), Some(below)) => {
-                    let unlink = self.apply_below(memory, next, below, slot)?;
-                    if !unlink {
+            let new = match F::decode(self.memory.read(table, slot.index), level) {
+                Entry::Table(next) => {
+                    if !self.apply_below(next, below, slot)? {
                         continue;
                     }
                     0
                 }
-                (Entry::Leaf { rights, .. }, _) if Some(rights) == self.to => continue,
-                (Entry::Leaf { frame, rights }, Some(below)) if !slot.whole => {
+                Entry::Leaf { rights, .. } if self.to.is_met(rights, level) => continue,
+                Entry::Leaf { frame, rights } if self.to.splits(&slot, level) => {
                     let old = Old { base: slot.base, frame, rights };
-                    F::table(self.split(memory, below, &old, slot.part)?)
+                    F::table(self.split(below, &old, slot.part)?)
                 }
-                (Entry::Leaf { frame, .. }, _) => self.leaf(frame, level),
-                (Entry::Empty | Entry::Table(_), _) => continue,
+                Entry::Leaf { frame, rights } => self.leaf(frame, level, rights),
+                Entry::Empty | Entry::Shared(_) => continue,
             };
-            memory.write(table, slot.index, new);
+            self.memory.write(table, slot.index, new);
         }
         Ok(())
     }
 
     /// Changes what lies in a lower table, and says whether that table is to be unlinked, which is
     /// then noted already.
-    fn apply_below<M: TableMemory>(
-        &mut self,
-        memory: &mut M,
-        table: Hfn,
-        level: Level,
-        slot: Slot,
-    ) -> Result<bool, PagingError> {
-        let whole_goes = self.to.is_none() && slot.whole && !self.removed.is_full();
-        if !whole_goes {
-            self.apply(memory, table, level, slot.part)?;
+    fn apply_below(&mut self, table: Hfn, level: Level, slot: Slot) -> Result<bool, PagingError> {
+        let unlinks = self.to == To::Nothing && !self.removed.is_full();
+        if !(unlinks && slot.whole) {
+            self.apply(table, level, slot.part)?;
         }
-        let unlink = whole_goes
-            || self.to.is_none()
-                && !self.removed.is_full()
-                && is_empty::<F, M>(memory, table, level);
+        let unlink = self.to == To::Nothing
+            && !self.removed.is_full()
+            && (slot.whole || is_empty::<F, _>(&self.memory, table, level));
         if unlink {
             self.removed.push(table, level);
         }
@@ -87,36 +106,56 @@ impl<F: Format> Change<F> {
     }
 
     /// A new table that maps what `old` mapped, the pages of `span` changed.
-    fn split<M: TableMemory>(
-        &mut self,
-        memory: &mut M,
-        level: Level,
-        old: &Old<F>,
-        span: Span,
-    ) -> Result<Hfn, PagingError> {
-        let table = self.reserve.take(memory)?;
+    fn split(&mut self, level: Level, old: &Old<F>, span: Span) -> Result<Hfn, PagingError> {
+        let table = self.memory.next()?;
         let frame_at = |page| old.frame.plus(page - old.base);
         let all = Span { start: old.base, end: old.base + level.frames() * ENTRIES as u64 };
         for slot in all.slots(level) {
-            memory.write(table, slot.index, F::leaf(frame_at(slot.base), level, old.rights));
+            self.memory.write(table, slot.index, F::leaf(frame_at(slot.base), level, old.rights));
         }
         for slot in span.slots(level) {
             let frame = frame_at(slot.base);
             let new = match level.below() {
-                Some(below) if !slot.whole => {
+                Some(below) if self.to.splits(&slot, level) => {
                     let old = Old { base: slot.base, frame, rights: old.rights };
-                    F::table(self.split(memory, below, &old, slot.part)?)
+                    F::table(self.split(below, &old, slot.part)?)
                 }
-                _ => self.leaf(frame, level),
+                _ => self.leaf(frame, level, old.rights),
             };
-            memory.write(table, slot.index, new);
+            self.memory.write(table, slot.index, new);
         }
         Ok(table)
     }
 
     /// The entry of a leaf after the change.
-    fn leaf(&self, frame: Hfn, level: Level) -> u64 {
-        self.to.map_or(0, |rights| F::leaf(frame, level, rights))
+    fn leaf(&self, frame: Hfn, level: Level, old: F::Rights) -> u64 {
+        match self.to {
+            To::Nothing => 0,
+            To::Rights(new) => F::leaf(frame, level, new),
+            To::Leaves(_) => F::leaf(frame, level, old),
+        }
+    }
+}
+
+/// Changes leaves of 4 KiB, where nothing is to be split.
+fn apply_lowest<F: Format, M: TableMemory>(
+    memory: &mut M,
+    table: Hfn,
+    span: Span,
+    to: To<F::Rights>,
+) {
+    let flags = match to {
+        To::Nothing => None,
+        To::Rights(rights) => Some(F::flags(Level::Page4K, rights)),
+        To::Leaves(_) => return,
+    };
+    for (index, _) in span.lowest() {
+        let old = memory.read(table, index);
+        let Entry::Leaf { frame, .. } = F::decode(old, Level::Page4K) else { continue };
+        let new = flags.map_or(0, |flags| frame.start().raw() | flags);
+        if new != old {
+            memory.write(table, index, new);
+        }
     }
 }
 
@@ -127,42 +166,77 @@ struct Old<F: Format> {
     rights: F::Rights,
 }
 
-/// Checks that the change is possible, and counts the tables that its splits take.
-fn plan<F: Format, M: TableMemory>(
-    memory: &M,
-    table: Hfn,
-    level: Level,
-    span: Span,
-    to: Option<F::Rights>,
-) -> Result<u64, PagingError> {
-    let mut needed = 0;
-    for slot in span.slots(level) {
-        match (F::decode(memory.read(table, slot.index), level), level.below()) {
-            (Entry::Empty, _) if to.is_some() => {
-                let page = crate::span::unfold::<F>(slot.part.start).raw();
-                return Err(PagingError::NotMapped { page });
-            }
-            (Entry::Table(next), Some(below)) if to.is_some() || !slot.whole => {
-                needed += plan::<F, M>(memory, next, below, slot.part, to)?;
-            }
-            (Entry::Leaf { rights, .. }, _) if Some(rights) == to => {}
-            (Entry::Leaf { .. }, below) if !slot.whole => {
-                needed += tables_to_split(below, slot.part)
-            }
-            _ => {}
-        }
-    }
-    Ok(needed)
+/// Checks that a change is possible, and counts the tables that its splits take.
+struct Plan<'a, F: Format, M> {
+    memory: &'a M,
+    to: To<F::Rights>,
+    /// There may be shared subtrees.
+    shares: bool,
 }
 
-/// Tables that a leaf above level `level` takes to be split at the edges of `span`.
-fn tables_to_split(level: Option<Level>, span: Span) -> u64 {
-    let Some(level) = level else { return 0 };
-    let edges = span.slots(level).filter(|slot| !slot.whole);
-    1 + edges.map(|slot| tables_to_split(level.below(), slot.part)).sum::<u64>()
+impl<F: Format, M: TableMemory> Plan<'_, F, M> {
+    fn below(&self, table: Hfn, level: Level, span: Span) -> Result<u64, PagingError> {
+        let Some(below) = level.below() else {
+            // Only a change of rights cares what the leaves are.
+            return match self.to {
+                To::Rights(_) => self.lowest(table, span).map(|()| 0),
+                To::Nothing | To::Leaves(_) => Ok(0),
+            };
+        };
+        let mut needed = 0;
+        for slot in span.slots(level) {
+            let page = || unfold::<F>(slot.part.start).raw();
+            needed += match F::decode(self.memory.read(table, slot.index), level) {
+                Entry::Empty if matches!(self.to, To::Rights(_)) => {
+                    return Err(PagingError::NotMapped { page: page() });
+                }
+                Entry::Shared(_) => return Err(PagingError::Shared { page: page() }),
+                Entry::Table(_) if self.is_clear(&slot, below) => 0,
+                Entry::Table(next) => self.below(next, below, slot.part)?,
+                Entry::Leaf { rights, .. } if self.to.is_met(rights, level) => 0,
+                Entry::Leaf { .. } if self.to.splits(&slot, level) => {
+                    tables_to_split(&self.to, below, slot.part)
+                }
+                Entry::Empty | Entry::Leaf { .. } => 0,
+            };
+        }
+        Ok(needed)
+    }
+
+    /// Whether nothing in a table of level `below` can stand in the way or need a split.
+    fn is_clear(&self, slot: &Slot, below: Level) -> bool {
+        match self.to {
+            To::Nothing => below == Level::Page4K || slot.whole && !self.shares,
+            To::Rights(_) => false,
+            To::Leaves(largest) => below <= largest && (below == Level::Page4K || !self.shares),
+        }
+    }
+
+    /// Checks that pages with leaves of 4 KiB are mapped.
+    fn lowest(&self, table: Hfn, span: Span) -> Result<(), PagingError> {
+        let level = Level::Page4K;
+        let mut page = span.start;
+        while page < span.end {
+            let index = level.index(page);
+            let entry = self.memory.read(table, index);
+            if F::decode(entry, level) == Entry::Empty {
+                return Err(PagingError::NotMapped { page: unfold::<F>(page).raw() });
+            }
+            let most = span.end - page;
+            page += run_length(self.memory, (table, level), index, entry, most) as u64;
+        }
+        Ok(())
+    }
+}
+
+/// Tables that a leaf above level `level` takes to be split for `span`.
+fn tables_to_split<R: Copy + Eq>(to: &To<R>, level: Level, span: Span) -> u64 {
+    let further = span.slots(level).filter(|slot| to.splits(slot, level));
+    let below = |slot: Slot| level.below().map_or(0, |below| tables_to_split(to, below, slot.part));
+    1 + further.map(below).sum::<u64>()
 }
 
 /// Whether a table maps nothing and links to nothing.
-fn is_empty<F: Format, M: TableMemory>(memory: &M, table: Hfn, level: Level) -> bool {
+pub(crate) fn is_empty<F: Format, M: TableMemory>(memory: &M, table: Hfn, level: Level) -> bool {
     (0..ENTRIES).all(|index| F::decode(memory.read(table, index), level) == Entry::Empty)
 }

@@ -47,6 +47,6 @@ fn replacement<F: Format, M: TableMemory>(
                 && (1..ENTRIES).all(|index| decode(index) == expected(index));
             fits.then(|| F::leaf(frame, level, rights))
         }
-        Entry::Table(_) => None,
+        Entry::Table(_) | Entry::Shared(_) => None,
     }
 }

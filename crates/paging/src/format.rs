@@ -54,6 +54,19 @@ impl Level {
             Self::Page4K => None,
         }
     }
+    /// Level of the tables with entries that link to tables of this level.
+    pub const fn above(self) -> Option<Self> {
+        match self {
+            Self::Top => None,
+            Self::Page1G => Some(Self::Top),
+            Self::Page2M => Some(Self::Page1G),
+            Self::Page4K => Some(Self::Page2M),
+        }
+    }
+    /// Number of levels below this one, 0 to 3.
+    pub(crate) const fn depth(self) -> usize {
+        self as usize - 1
+    }
     /// Index in a table of this level of the entry for a page, 0 to 511.
     pub const fn index(self, page: u64) -> usize {
         (page >> self.frame_shift() & crate::INDEX_MASK) as usize
@@ -67,6 +80,9 @@ pub enum Entry<R> {
     Empty,
     /// The translation goes on in this table, one level below.
     Table(Hfn),
+    /// As `Table`, but the table is the root of a subtree that several tables share: what lies
+    /// there is changed through its owner only.
+    Shared(Hfn),
     /// The translation ends here.
     Leaf {
         /// First frame of the leaf, a multiple of the level's frames.
@@ -78,9 +94,9 @@ pub enum Entry<R> {
 
 /// A format of four-level tables of 512 entries with 48 bits of input.
 ///
-/// An implementation upholds: `decode(leaf(f, l, r), l)` is the leaf again and
-/// `decode(table(t), l)` the table, whatever hardware does to accessed and dirty bits in between;
-/// entry 0 is `Empty`; at `Page4K` there is no table and at `Top` no leaf.
+/// An implementation upholds: `decode(leaf(f, l, r), l)` is the leaf again, `decode(table(t), l)`
+/// the table and `decode(shared(t), l)` the shared one, whatever hardware does to accessed and
+/// dirty bits in between; entry 0 is `Empty`; at `Page4K` there is no table and at `Top` no leaf.
 pub trait Format: 'static {
     /// The space that is translated; the result is always host-physical.
     type Input: Space;
@@ -88,12 +104,23 @@ pub trait Format: 'static {
     type Rights: Copy + Eq + Debug;
     /// Whether bit 47 of an input address is repeated above it (canonical addresses).
     const SIGN_EXTENDED: bool;
+    /// A bit of a link that hardware ignores and [`Format::table`] leaves clear: it marks shared
+    /// subtrees.
+    const SHARED: u64;
 
+    /// The entry of a leaf, but for its frame. `level` is at most `Page1G`.
+    fn flags(level: Level, rights: Self::Rights) -> u64;
     /// The entry of a leaf. `frame` is a multiple of `level.frames()` below 2^40, and `level` is
     /// at most `Page1G`.
-    fn leaf(frame: Hfn, level: Level, rights: Self::Rights) -> u64;
+    fn leaf(frame: Hfn, level: Level, rights: Self::Rights) -> u64 {
+        frame.start().raw() | Self::flags(level, rights)
+    }
     /// The entry that links to a table. It takes no right away: leaves alone decide.
     fn table(frame: Hfn) -> u64;
+    /// The entry that links to a shared subtree.
+    fn shared(frame: Hfn) -> u64 {
+        Self::table(frame) | Self::SHARED
+    }
     /// What an entry of a table of level `level` says.
     fn decode(entry: u64, level: Level) -> Entry<Self::Rights>;
 }
@@ -101,6 +128,12 @@ pub trait Format: 'static {
 /// The frame that an entry names.
 pub(crate) const fn frame_of(entry: u64) -> Hfn {
     Hfn::new((entry & ADDRESS) >> addr::PAGE_SHIFT)
+}
+
+/// A link to a table, shared or not.
+pub(crate) fn link_of<F: Format>(entry: u64) -> Entry<F::Rights> {
+    let table = frame_of(entry);
+    if entry & F::SHARED != 0 { Entry::Shared(table) } else { Entry::Table(table) }
 }
 
 /// Bits that the AMD64 formats share (APM volume 2, section 5.3.3 and 5.4).
@@ -113,6 +146,8 @@ pub(crate) mod bits {
     pub const ACCESSED: u64 = 1 << 5;
     pub const DIRTY: u64 = 1 << 6;
     pub const LARGE: u64 = 1 << 7;
+    /// Left to software.
+    pub const SHARED: u64 = 1 << 10;
     pub const NO_EXECUTE: u64 = 1 << 63;
 }
 
@@ -141,6 +176,8 @@ pub(crate) mod tests {
             for level in [Level::Page2M, Level::Page1G, Level::Top] {
                 let entry = F::table(Hfn::new(raw)) & !accessed | flags;
                 assert_eq!(F::decode(entry, level), Entry::Table(Hfn::new(raw)));
+                let entry = F::shared(Hfn::new(raw)) & !accessed | flags;
+                assert_eq!(F::decode(entry, level), Entry::Shared(Hfn::new(raw)));
             }
         }
         for level in [Level::Page4K, Level::Page2M, Level::Page1G, Level::Top] {

@@ -1,33 +1,32 @@
 //! Mapping: filling holes of a table.
 
-use crate::memory::Reserve;
-use crate::span::{Slot, Span};
+use crate::memory::Donated;
+use crate::span::{Slot, Span, unfold};
 use crate::{Entry, Format, Level, PagingError, TableMemory};
 use addr::Hfn;
+use core::marker::PhantomData;
 
 /// What is to be mapped.
-pub(crate) struct Mapping<R> {
+pub(crate) struct Mapping<F: Format> {
     /// Pages to map.
     pub span: Span,
     /// Frame of the first page.
     pub output: Hfn,
-    pub rights: R,
+    pub rights: F::Rights,
     /// Largest leaf to use.
     pub largest: Level,
+    pub format: PhantomData<F>,
 }
 
-impl<R: Copy> Mapping<R> {
-    /// Maps the pages, or nothing.
-    pub fn run<F, M>(&self, memory: &mut M, root: Hfn) -> Result<(), PagingError>
-    where
-        F: Format<Rights = R>,
-        M: TableMemory,
-    {
-        let needed = self.plan::<F, M>(memory, Some(root), Level::Top, self.span)?;
-        let mut reserve = Reserve::fill(memory, needed)?;
-        let done = self.fill::<F, M>(memory, &mut reserve, root, Level::Top, self.span);
-        reserve.give_back(memory);
-        done
+impl<F: Format> Mapping<F> {
+    /// Maps the pages below `root`, or nothing.
+    pub fn run<M: TableMemory>(
+        &self,
+        memory: &mut M,
+        (root, level): (Hfn, Level),
+    ) -> Result<(), PagingError> {
+        let needed = self.plan(memory, root, level, self.span)?;
+        self.fill(&mut Donated::take(memory, needed)?, root, level, self.span)
     }
 
     /// Frame of a page of the span.
@@ -36,71 +35,94 @@ impl<R: Copy> Mapping<R> {
     }
 
     /// Whether one leaf does for an empty entry.
-    fn leaf_fits(&self, slot: Slot, level: Level) -> bool {
+    fn leaf_fits(&self, slot: &Slot, level: Level) -> bool {
         level <= self.largest.min(Level::Page1G)
             && slot.whole
             && self.frame(slot.base).is_aligned(level.frames())
     }
 
-    /// Checks that `span` is a hole below `table` (`None`: a table yet to be made), and counts the
-    /// tables that mapping it takes.
-    fn plan<F, M>(
+    /// Checks that `span` is a hole below `table`, and counts the tables that mapping it takes.
+    fn plan<M: TableMemory>(
         &self,
         memory: &M,
-        table: Option<Hfn>,
+        table: Hfn,
         level: Level,
         span: Span,
-    ) -> Result<u64, PagingError>
-    where
-        F: Format<Rights = R>,
-        M: TableMemory,
-    {
+    ) -> Result<u64, PagingError> {
+        let Some(below) = level.below() else {
+            return self.plan_lowest(memory, table, span).map(|()| 0);
+        };
         let mut needed = 0;
         for slot in span.slots(level) {
-            let entry = table.map_or(0, |table| memory.read(table, slot.index));
-            match (F::decode(entry, level), level.below()) {
-                (Entry::Empty, Some(below)) if !self.leaf_fits(slot, level) => {
-                    needed += 1 + self.plan::<F, M>(memory, None, below, slot.part)?;
-                }
-                (Entry::Empty, _) => {}
-                (Entry::Table(next), Some(below)) => {
-                    needed += self.plan::<F, M>(memory, Some(next), below, slot.part)?;
-                }
-                (Entry::Leaf { .. } | Entry::Table(_), _) => {
-                    let page = crate::span::unfold::<F>(slot.part.start).raw();
+            needed += match F::decode(memory.read(table, slot.index), level) {
+                Entry::Empty => self.tables_for(&slot, level),
+                Entry::Table(next) => self.plan(memory, next, below, slot.part)?,
+                Entry::Leaf { .. } | Entry::Shared(_) => {
+                    let page = unfold::<F>(slot.part.start).raw();
                     return Err(PagingError::AlreadyMapped { page });
                 }
-            }
+            };
         }
         Ok(needed)
     }
 
-    /// Does what was planned.
-    fn fill<F, M>(
+    /// Checks that pages of a lowest table are holes.
+    fn plan_lowest<M: TableMemory>(
         &self,
-        memory: &mut M,
-        reserve: &mut Reserve,
+        memory: &M,
+        table: Hfn,
+        span: Span,
+    ) -> Result<(), PagingError> {
+        let is_mapped = |&(index, _): &(usize, u64)| {
+            F::decode(memory.read(table, index), Level::Page4K) != Entry::Empty
+        };
+        match span.lowest().find(is_mapped) {
+            Some((_, page)) => Err(PagingError::AlreadyMapped { page: unfold::<F>(page).raw() }),
+            None => Ok(()),
+        }
+    }
+
+    /// Tables that an empty entry takes.
+    fn tables_for(&self, slot: &Slot, level: Level) -> u64 {
+        match level.below() {
+            None => 0,
+            Some(_) if self.leaf_fits(slot, level) => 0,
+            Some(Level::Page4K) => 1,
+            Some(below) => {
+                1 + slot.part.slots(below).map(|slot| self.tables_for(&slot, below)).sum::<u64>()
+            }
+        }
+    }
+
+    /// Does what was planned.
+    fn fill<M: TableMemory>(
+        &self,
+        memory: &mut Donated<'_, M>,
         table: Hfn,
         level: Level,
         span: Span,
-    ) -> Result<(), PagingError>
-    where
-        F: Format<Rights = R>,
-        M: TableMemory,
-    {
+    ) -> Result<(), PagingError> {
+        let Some(below) = level.below() else {
+            let flags = F::flags(Level::Page4K, self.rights);
+            for (index, page) in span.lowest() {
+                memory.write(table, index, self.frame(page).start().raw() | flags);
+            }
+            return Ok(());
+        };
         for slot in span.slots(level) {
-            let entry = F::decode(memory.read(table, slot.index), level);
-            let new = match (entry, level.below()) {
-                (Entry::Table(next), Some(below)) => {
-                    self.fill::<F, M>(memory, reserve, next, below, slot.part)?;
+            let new = match F::decode(memory.read(table, slot.index), level) {
+                Entry::Table(next) => {
+                    self.fill(memory, next, below, slot.part)?;
                     continue;
                 }
-                (_, Some(below)) if !self.leaf_fits(slot, level) => {
-                    let next = reserve.take(memory)?;
-                    self.fill::<F, M>(memory, reserve, next, below, slot.part)?;
+                _ if self.leaf_fits(&slot, level) => {
+                    F::leaf(self.frame(slot.base), level, self.rights)
+                }
+                _ => {
+                    let next = memory.next()?;
+                    self.fill(memory, next, below, slot.part)?;
                     F::table(next)
                 }
-                _ => F::leaf(self.frame(slot.base), level, self.rights),
             };
             memory.write(table, slot.index, new);
         }

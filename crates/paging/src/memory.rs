@@ -18,40 +18,68 @@ pub trait TableMemory {
     fn free(&mut self, table: Hfn);
 }
 
-/// Table pages taken before an operation begins, so that it cannot fail half-way. They are linked
-/// through their own first entries, which no CPU walks yet.
-pub(crate) struct Reserve {
+/// Memory that allocates from pages donated beforehand only. Dropping it gives back those that
+/// were not used.
+///
+/// Each operation donates itself what it needs before it changes anything. Several operations
+/// that must all succeed, such as the same change to two views of a VM, are given one donation
+/// for all: as many pages as [`PageTable::most_tables`](crate::PageTable::most_tables) or
+/// [`MOST_SPLITS`](crate::MOST_SPLITS) say suffice, and none of them can lack memory.
+///
+/// The pages are linked through their own first entries, which no CPU walks yet.
+#[derive(Debug)]
+pub struct Donated<'a, M: TableMemory> {
+    memory: &'a mut M,
     head: Option<Hfn>,
 }
 
-impl Reserve {
+impl<'a, M: TableMemory> Donated<'a, M> {
     /// Takes `count` pages, or none.
-    pub fn fill<M: TableMemory>(memory: &mut M, count: u64) -> Result<Self, PagingError> {
-        let mut reserve = Self { head: None };
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub fn take(memory: &'a mut M, count: u64) -> Result<Self, PagingError> {
+        let mut donated = Self { memory, head: None };
         for _ in 0..count {
-            let Some(page) = memory.allocate() else {
-                reserve.give_back(memory);
-                return Err(PagingError::OutOfMemory);
-            };
-            memory.write(page, 0, link(reserve.head));
-            reserve.head = Some(page);
+            let page = donated.memory.allocate().ok_or(PagingError::OutOfMemory)?;
+            donated.memory.write(page, 0, link(donated.head));
+            donated.head = Some(page);
         }
-        Ok(reserve)
+        Ok(donated)
     }
 
-    /// A page of zeros.
-    pub fn take<M: TableMemory>(&mut self, memory: &mut M) -> Result<Hfn, PagingError> {
-        let page = self.head.ok_or(PagingError::OutOfMemory)?;
-        self.head = follow(memory.read(page, 0));
-        memory.write(page, 0, 0);
-        Ok(page)
+    /// A donated page; its absence is an error like any other.
+    pub(crate) fn next(&mut self) -> Result<Hfn, PagingError> {
+        self.allocate().ok_or(PagingError::OutOfMemory)
+    }
+}
+
+impl<M: TableMemory> TableMemory for Donated<'_, M> {
+    fn read(&self, table: Hfn, index: usize) -> u64 {
+        self.memory.read(table, index)
     }
 
-    /// Returns what was not used.
-    pub fn give_back<M: TableMemory>(mut self, memory: &mut M) {
+    fn write(&mut self, table: Hfn, index: usize, entry: u64) {
+        self.memory.write(table, index, entry);
+    }
+
+    fn allocate(&mut self) -> Option<Hfn> {
+        let page = self.head?;
+        self.head = follow(self.memory.read(page, 0));
+        self.memory.write(page, 0, 0);
+        Some(page)
+    }
+
+    fn free(&mut self, table: Hfn) {
+        self.memory.free(table);
+    }
+}
+
+impl<M: TableMemory> Drop for Donated<'_, M> {
+    fn drop(&mut self) {
         while let Some(page) = self.head {
-            self.head = follow(memory.read(page, 0));
-            memory.free(page);
+            self.head = follow(self.memory.read(page, 0));
+            self.memory.free(page);
         }
     }
 }

@@ -54,6 +54,21 @@ impl Span {
         Self { start: base, end: base + level.frames() }
     }
 
+    /// The pages, with their indices in the one lowest table that spans all of them.
+    pub fn lowest(self) -> impl Iterator<Item = (usize, u64)> {
+        (self.start..self.end).map(|page| (Level::Page4K.index(page), page))
+    }
+
+    /// Number of entries of level `level` that the span touches.
+    pub const fn count(self, level: Level) -> u64 {
+        self.end.div_ceil(level.frames()) - (self.start >> level.frame_shift())
+    }
+
+    /// Whether all pages of `other` are in the span.
+    pub const fn contains(self, other: Self) -> bool {
+        self.start <= other.start && other.end <= self.end
+    }
+
     /// The entries, of a table of level `level` that spans all of `self`, that the span touches.
     pub fn slots(self, level: Level) -> impl Iterator<Item = Slot> {
         let first = self.start >> level.frame_shift();

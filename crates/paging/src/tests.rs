@@ -4,11 +4,13 @@ mod examples;
 mod history;
 pub mod memory;
 pub mod model;
+mod sharing;
 
-use crate::{Ept, Flushed, Level, Npt, PageTable, PagingError, X86_64};
+use crate::{Donated, Ept, Level, MOST_SPLITS, Npt, PageTable, PagingError, X86_64};
 use addr::{Frame, FrameRange};
 use memory::FakeMemory;
-use model::{Case, Model, TestFormat, case, release, tables_of};
+use model::{Case, Model, Op, Run, TestFormat};
+use model::{case, leaves_of, push_run, release, tables_of};
 use proptest::prelude::*;
 use std::vec::Vec;
 
@@ -51,7 +53,7 @@ fn collapse_all<F: TestFormat>(
     loop {
         let removed = table.collapse(memory, range, Level::Page1G).unwrap();
         let again = removed.is_full();
-        removed.release(memory, Flushed::acknowledged());
+        removed.release(memory, |due| due.acknowledged());
         if !again {
             return;
         }
@@ -64,15 +66,13 @@ fn matches_the_model<F: TestFormat>(case: &Case<F::Rights>) {
 
     collapse_all(&mut table, &mut memory, everything::<F>(case));
     model.check(&table, &memory);
-    let mut leaves = Vec::new();
-    table.visit(&memory, |range, leaf| leaves.push((range.start.raw(), leaf)));
-    assert_eq!(leaves, model.fewest_leaves());
+    assert_eq!(leaves_of(&table, &memory), model.fewest_leaves());
 
     let removed = table.unmap(&mut memory, everything::<F>(case)).unwrap();
-    removed.release(&mut memory, Flushed::acknowledged());
+    removed.release(&mut memory, |due| due.acknowledged());
     collapse_all(&mut table, &mut memory, everything::<F>(case));
     assert_eq!(memory.used(), 1);
-    table.destroy(&mut memory, Flushed::acknowledged());
+    table.destroy(&mut memory, |due| due.acknowledged()).unwrap();
     assert_eq!(memory.used(), 0);
 }
 
@@ -100,6 +100,53 @@ fn survives_lack_of_memory<F: TestFormat>(case: &Case<F::Rights>) {
     }
 }
 
+/// With as many donated pages as are said to suffice, the last operation of a case never lacks
+/// memory, whatever others take; and the pages that it does not use come back.
+fn donated_pages_suffice<F: TestFormat>(case: &Case<F::Rights>) {
+    let (last, first) = case.ops.split_last().unwrap();
+    let first = Case { points: case.points.clone(), ops: first.to_vec() };
+    let (mut table, mut memory, mut model) = run::<F>(&first, |_, _, _| {});
+    let count = match last {
+        Op::Map(..) | Op::Split(..) => table.most_tables(model.range_of(last)).unwrap(),
+        Op::Unmap(_) | Op::Protect(..) => MOST_SPLITS,
+        Op::Collapse(..) => 0,
+    };
+    memory.allowance = usize::try_from(count).unwrap();
+    let mut donated = Donated::take(&mut memory, count).unwrap();
+    let outcome = model.apply_to(last, &mut table, &mut donated);
+    assert_eq!(outcome.as_ref().map(|_| ()).map_err(|&error| error), model.apply(last));
+    release(outcome.ok().flatten(), &mut donated);
+    drop(donated);
+    assert_eq!(tables_of::<F>(&memory, table.root()).len(), memory.used());
+    assert_eq!(Donated::take(&mut memory, 1).err(), Some(PagingError::OutOfMemory));
+}
+
+/// A cursor over any range finds what the whole table holds there.
+fn cursors_see_their_range<F: TestFormat>(case: &Case<F::Rights>) {
+    let (table, memory, _) = run::<F>(case, |_, _, _| {});
+    for pair in case.points.windows(3) {
+        for (start, end) in [(pair[0], pair[2]), (pair[0] + 1, pair[2]), (pair[0], pair[2] - 1)] {
+            let mut inside: Vec<Run<_>> = Vec::new();
+            for (page, leaf) in leaves_of(&table, &memory) {
+                let run_end = page.wrapping_add(leaf.level.frames()).min(end);
+                let (start, skipped) = (page.max(start), start.saturating_sub(page));
+                if start < run_end {
+                    let (frame, rights) = (leaf.frame.raw() + skipped, leaf.rights);
+                    push_run(&mut inside, Run { start, end: run_end, frame, rights });
+                }
+            }
+            let range = FrameRange::new(Frame::new(start), Frame::new(end));
+            let mut walked = Vec::new();
+            for (pages, leaf) in table.cursor(&memory, range).unwrap() {
+                let (start, end) = (pages.start.raw(), pages.end.raw());
+                let (frame, rights) = (leaf.frame.raw(), leaf.rights);
+                push_run(&mut walked, Run { start, end, frame, rights });
+            }
+            assert_eq!(walked, inside);
+        }
+    }
+}
+
 macro_rules! properties {
     ($module:ident, $format:ty) => {
         mod $module {
@@ -116,6 +163,21 @@ macro_rules! properties {
                 #[test]
                 fn every_store_leaves_each_page_old_or_new(case in case::<$format>(8)) {
                     run::<$format>(&case, history::check);
+                }
+
+                #[test]
+                fn a_cursor_sees_its_range(case in case::<$format>(8)) {
+                    cursors_see_their_range::<$format>(&case);
+                }
+
+                #[test]
+                fn donations_suffice(case in case::<$format>(6)) {
+                    donated_pages_suffice::<$format>(&case);
+                }
+
+                #[test]
+                fn shared_subtrees_are_seen_by_all(case in sharing::case::<$format>()) {
+                    sharing::check::<$format>(&case);
                 }
 
                 #[test]

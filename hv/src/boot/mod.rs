@@ -151,9 +151,9 @@ fn audit(
     })?;
     let [small, large, huge] = vm.memory.lock().leaves();
     log!(
-        "audit: {} leaves, all as they must be; second stage: {huge} of 1 GiB, {large} of 2 MiB, \
+        "audit: {} runs of leaves, all as they must be; second stage: {huge} of 1 GiB, {large} of 2 MiB, \
          {small} of 4 KiB",
-        audit.leaves()
+        audit.runs()
     );
     Ok(())
 }

@@ -7,9 +7,7 @@ use super::{APIC_WINDOW, DIRECT_MAP, WINDOWS};
 use crate::cpu::{apic, instructions, stack};
 use addr::{FrameRange, Hfn, HostPhysical, HostVirtual, Hpa, Hpn, PAGE_BYTES};
 use frames::{Audit, AuditedLeaf, Finding};
-use paging::{
-    ENTRIES, Flushed, Format, HostRights, Level, PageTable, PagingError, TableMemory, X86_64,
-};
+use paging::{ENTRIES, Format, HostRights, Level, PageTable, PagingError, TableMemory, X86_64};
 
 unsafe extern "C" {
     static image_start: u8;
@@ -95,7 +93,7 @@ pub fn build(
     for guard in stack::guard_pages() {
         let removed = table.unmap(memory, FrameRange::with_count(guard.frame(), 1))?;
         // No CPU has used the new table yet.
-        removed.release(memory, Flushed::acknowledged());
+        removed.release(memory, |due| due.unnecessary());
     }
     table.map(memory, direct_map_of(pool), pool.start, HostRights::READ_WRITE, Level::Page2M)?;
     let apic = FrameRange::with_count(APIC_WINDOW.frame(), 1);
@@ -112,13 +110,12 @@ fn direct_map_of(pool: FrameRange<HostPhysical>) -> FrameRange<HostVirtual> {
 /// # Errors
 /// The first rule that is broken.
 pub fn audit(table: &PageTable<X86_64>, audit: &mut Audit<'_>) -> Result<(), Finding> {
-    let mut verdict = Ok(());
-    table.visit(&Tables, |pages, leaf| {
+    for (pages, leaf) in table.leaves(&Tables) {
         let HostRights { write, execute, .. } = leaf.rights;
         let frames = FrameRange::with_count(leaf.frame, pages.count());
-        verdict = verdict.and(audit.own_leaf(AuditedLeaf { frames, write, execute }));
-    });
-    verdict
+        audit.own_leaf(AuditedLeaf { frames, write, execute })?;
+    }
+    Ok(())
 }
 
 /// A CPU's own root: the shared table's entries and an empty window area.

@@ -17,15 +17,15 @@ use abi::event::{LockReport, RecordKind};
 use abi::manifest::Span;
 use addr::{FrameRange, GuestPhysical, Gva};
 use integrity::state::PageState;
-use paging::Flushed;
+use paging::{Due, Flushed};
 use x86_defs::{cr4, msr};
 use zerocopy::IntoBytes;
 
 const CHANGE: &str = "the second stage could not be changed";
 
 /// A flush of all CPUs after a change, on behalf of CPU `caller`.
-pub fn flusher(vm: &'static Vm<impl Vendor>, caller: usize) -> impl FnMut() -> Flushed {
-    move || shootdown::flush_all(vm, caller)
+pub fn flusher(vm: &'static Vm<impl Vendor>, caller: usize) -> impl FnMut(Due<'_>) -> Flushed<'_> {
+    move |due| shootdown::flush_all(vm, caller, due)
 }
 
 /// The first instruction at CPL 3.

@@ -20,7 +20,7 @@ use integrity::rights::{Counters, storage_bytes};
 use integrity::state::{PageState, View};
 use mtrr::MemoryTypes;
 use paging::guest::Buffers;
-use paging::{Flushed, Format, Level, PageTable, PagingError, Removed};
+use paging::{Due, Flushed, Format, Level, PageTable, PagingError, Removed};
 use zerocopy::FromBytes;
 
 /// Most runs of executable pages that are withdrawn at a time.
@@ -117,11 +117,11 @@ impl<V: Vendor> Memory<V> {
     pub fn leaves(&self) -> [u64; 3] {
         let mut counts = [0; 3];
         for table in [Some(&self.kernel), self.user.as_ref()].into_iter().flatten() {
-            table.visit(&Tables, |_, leaf| {
+            for (pages, leaf) in table.leaves(&Tables) {
                 if let Some(count) = counts.get_mut(leaf.level as usize - 1) {
-                    *count += 1;
+                    *count += pages.count() / leaf.level.frames();
                 }
-            });
+            }
         }
         counts
     }
@@ -131,17 +131,16 @@ impl<V: Vendor> Memory<V> {
     /// # Errors
     /// The first rule that is broken.
     pub fn audit(&self, audit: &mut Audit<'_>) -> Result<(), Finding> {
-        let mut verdict = Ok(());
         for table in [Some(&self.kernel), self.user.as_ref()].into_iter().flatten() {
-            table.visit(&Tables, |pages, leaf| {
+            for (pages, leaf) in table.leaves(&Tables) {
                 let rights = V::Table::allowed(leaf.rights, self.separation.split());
                 let (write, execute) =
                     (rights.contains(Rights::WRITE), rights.contains(Rights::EXECUTE));
                 let frames = FrameRange::with_count(leaf.frame, pages.count());
-                verdict = verdict.and(audit.guest_leaf(AuditedLeaf { frames, write, execute }));
-            });
+                audit.guest_leaf(AuditedLeaf { frames, write, execute })?;
+            }
         }
-        verdict
+        Ok(())
     }
 
     /// Lets the kernel execute `range`, before the lock. No flush of other CPUs is due: one that
@@ -152,7 +151,7 @@ impl<V: Vendor> Memory<V> {
     pub fn grant_execute(&mut self, range: FrameRange<GuestPhysical>) -> Result<(), PagingError> {
         let removed = self.protect_kernel(range, Rights::all())?;
         // Nothing was taken away, and a split keeps its tables.
-        removed.release(&mut Tables, Flushed::acknowledged());
+        removed.release(&mut Tables, |due| due.unnecessary());
         Ok(())
     }
 
@@ -166,7 +165,7 @@ impl<V: Vendor> Memory<V> {
     ) -> Result<(), PagingError> {
         let removed = self.protect(range, Allowed::both(Rights::all()))?;
         // As above.
-        removed.release(&mut Tables, Flushed::acknowledged());
+        removed.release(&mut Tables, |due| due.unnecessary());
         Ok(())
     }
 
@@ -176,11 +175,11 @@ impl<V: Vendor> Memory<V> {
     /// Out of table pages.
     pub fn withdraw_grants(
         &mut self,
-        mut flush: impl FnMut() -> Flushed,
+        mut flush: impl FnMut(Due<'_>) -> Flushed<'_>,
     ) -> Result<(), PagingError> {
         loop {
             let mut runs = ArrayVec::<FrameRange<GuestPhysical>, BATCH>::new();
-            self.kernel.visit(&Tables, |range, leaf| {
+            for (range, leaf) in self.kernel.leaves(&Tables) {
                 if is_executable::<V>(leaf.rights, self.separation) {
                     match runs.last_mut() {
                         Some(last) if last.end == range.start => last.end = range.end,
@@ -188,12 +187,12 @@ impl<V: Vendor> Memory<V> {
                         _ => drop(runs.try_push(range)),
                     }
                 }
-            });
+            }
             if runs.is_empty() {
                 return Ok(());
             }
             for range in &runs {
-                self.protect_kernel(*range, READ_WRITE)?.release(&mut Tables, flush());
+                self.protect_kernel(*range, READ_WRITE)?.release(&mut Tables, &mut flush);
             }
         }
     }
@@ -204,12 +203,12 @@ impl<V: Vendor> Memory<V> {
     /// Out of table pages.
     pub fn open_for_execution(
         &mut self,
-        mut flush: impl FnMut() -> Flushed,
+        mut flush: impl FnMut(Due<'_>) -> Flushed<'_>,
     ) -> Result<(), PagingError> {
         let rights = Allowed::of(PageState::Data, self.separation);
         for index in 0..self.ram.len() {
             let Some(range) = self.ram.get(index).copied() else { continue };
-            self.protect(range, rights)?.release(&mut Tables, flush());
+            self.protect(range, rights)?.release(&mut Tables, &mut flush);
         }
         Ok(())
     }
@@ -223,9 +222,9 @@ impl<V: Vendor> Memory<V> {
         &mut self,
         range: FrameRange<GuestPhysical>,
         state: PageState,
-        mut flush: impl FnMut() -> Flushed,
+        mut flush: impl FnMut(Due<'_>) -> Flushed<'_>,
     ) -> Result<(), PagingError> {
-        self.protect(range, Allowed::of(state, self.separation))?.release(&mut Tables, flush());
+        self.protect(range, Allowed::of(state, self.separation))?.release(&mut Tables, &mut flush);
         for frame in range.iter() {
             let _ = self.states.set(frame, state);
         }
@@ -240,9 +239,9 @@ impl<V: Vendor> Memory<V> {
     pub fn freeze(
         &mut self,
         range: FrameRange<GuestPhysical>,
-        mut flush: impl FnMut() -> Flushed,
+        mut flush: impl FnMut(Due<'_>) -> Flushed<'_>,
     ) -> Result<(), PagingError> {
-        self.protect(range, Allowed::both(Rights::READ))?.release(&mut Tables, flush());
+        self.protect(range, Allowed::both(Rights::READ))?.release(&mut Tables, &mut flush);
         Ok(())
     }
 
@@ -288,12 +287,12 @@ impl<V: Vendor> Memory<V> {
     fn collapse(
         &mut self,
         range: FrameRange<GuestPhysical>,
-        mut flush: impl FnMut() -> Flushed,
+        mut flush: impl FnMut(Due<'_>) -> Flushed<'_>,
     ) -> Result<(), PagingError> {
         for table in [Some(&mut self.kernel), self.user.as_mut()].into_iter().flatten() {
             let removed = table.collapse(&mut Tables, range, Level::Page1G)?;
             if !removed.is_empty() {
-                removed.release(&mut Tables, flush());
+                removed.release(&mut Tables, &mut flush);
             }
         }
         Ok(())
@@ -337,7 +336,7 @@ fn identity<V: Vendor>(
         for (run, memory_type) in types.runs(range) {
             let rights = V::Table::rights(allowed.kernel, allowed.user, split, memory_type);
             // No CPU has used the table yet.
-            table.protect(&mut Tables, run, rights)?.release(&mut Tables, Flushed::acknowledged());
+            table.protect(&mut Tables, run, rights)?.release(&mut Tables, |due| due.unnecessary());
         }
     }
     Ok(table)

@@ -12,7 +12,7 @@ use crate::cpu::{self, CpuShared, apic};
 use crate::vendor::Vendor;
 use abi::MAX_CPUS;
 use core::sync::atomic::{AtomicU64, Ordering};
-use paging::Flushed;
+use paging::{Due, Flushed};
 
 static SEEN: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS];
 
@@ -41,12 +41,12 @@ pub fn enter_guest(vm: &Vm<impl Vendor>, index: usize) -> bool {
 
 /// Waits until no CPU but the caller, which is in the hypervisor, can use a translation from
 /// before this call. The caller flushes at its own next entry by the same count.
-pub fn flush_all(vm: &Vm<impl Vendor>, caller: usize) -> Flushed {
+pub fn flush_all<'a>(vm: &Vm<impl Vendor>, caller: usize, due: Due<'a>) -> Flushed<'a> {
     let generation = vm.generation.fetch_add(1, Ordering::SeqCst) + 1;
     wait_for_others(caller, |index| {
         SEEN.get(index).is_none_or(|seen| seen.load(Ordering::SeqCst) >= generation)
     });
-    Flushed::acknowledged()
+    due.acknowledged()
 }
 
 /// Keeps all other vCPUs out of the guest until [`release`].

@@ -11,7 +11,7 @@
 
 mod capabilities;
 
-use super::{Entry, Format, Level, frame_of};
+use super::{Entry, Format, Level, frame_of, link_of};
 use addr::{GuestPhysical, Hfn};
 use mtrr::MemoryType;
 
@@ -87,6 +87,8 @@ const LEAF: u64 = 1 << 11;
 const MEANS_SUPERVISOR: u64 = 1 << 52;
 /// User execute of the rights, in force or only remembered.
 const MEANS_USER: u64 = 1 << 53;
+/// In a link: to a shared subtree.
+const SHARED: u64 = 1 << 55;
 /// [`EptData::ExecuteOnly`], even if nothing may be fetched.
 const MEANS_EXECUTE_ONLY: u64 = 1 << 54;
 
@@ -126,14 +128,13 @@ impl Format for Ept {
     type Input = GuestPhysical;
     type Rights = EptRights;
     const SIGN_EXTENDED: bool = false;
+    const SHARED: u64 = SHARED;
 
     /// Accessed and dirty are set from the start, so that the CPU never writes to the tables.
-    fn leaf(frame: Hfn, level: Level, rights: EptRights) -> u64 {
+    fn flags(level: Level, rights: EptRights) -> u64 {
         let execute = bit(rights.supervisor_execute, SUPERVISOR_EXECUTE)
             | bit(rights.user_execute, USER_EXECUTE);
-        frame.start().raw()
-            | LEAF
-            | ACCESSED
+        LEAF | ACCESSED
             | DIRTY
             | SUPPRESS_VE
             | (rights.memory_type as u64) << MEMORY_TYPE_SHIFT
@@ -164,7 +165,7 @@ impl Format for Ept {
             };
             Entry::Leaf { frame: frame_of(entry), rights }
         } else if entry & READ != 0 {
-            Entry::Table(frame_of(entry))
+            link_of::<Self>(entry)
         } else {
             Entry::Empty
         }

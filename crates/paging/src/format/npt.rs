@@ -16,7 +16,7 @@
 //! So the user bit is clear in no other leaf than those that supervisor code executes.
 
 use super::bits::{ACCESSED, DIRTY, LARGE, NO_EXECUTE, PRESENT, USER, WRITE};
-use super::{Entry, Format, Level, frame_of};
+use super::{Entry, Format, Level, frame_of, link_of};
 use addr::{GuestPhysical, Hfn};
 
 /// Nested page tables.
@@ -97,12 +97,11 @@ impl Format for Npt {
     type Input = GuestPhysical;
     type Rights = NptRights;
     const SIGN_EXTENDED: bool = false;
+    const SHARED: u64 = super::bits::SHARED;
 
     /// Accessed and dirty are set from the start, so that the CPU never writes to the tables.
-    fn leaf(frame: Hfn, level: Level, rights: NptRights) -> u64 {
-        frame.start().raw()
-            | LEAF
-            | bit(rights.execute != NptExecute::SupervisorPage, USER)
+    fn flags(level: Level, rights: NptRights) -> u64 {
+        LEAF | bit(rights.execute != NptExecute::SupervisorPage, USER)
             | ACCESSED
             | DIRTY
             | bit(rights.read, PRESENT)
@@ -128,7 +127,7 @@ impl Format for Npt {
             };
             Entry::Leaf { frame: frame_of(entry), rights }
         } else if entry & PRESENT != 0 {
-            Entry::Table(frame_of(entry))
+            link_of::<Self>(entry)
         } else {
             Entry::Empty
         }

@@ -4,7 +4,7 @@
 use super::bits::{
     ACCESSED, CACHE_DISABLE, DIRTY, LARGE, NO_EXECUTE, PRESENT, USER, WRITE, WRITE_THROUGH,
 };
-use super::{Entry, Format, Level, frame_of};
+use super::{Entry, Format, Level, frame_of, link_of};
 use addr::{Hfn, HostVirtual};
 
 /// Long-mode page tables.
@@ -43,11 +43,11 @@ impl Format for X86_64 {
     type Input = HostVirtual;
     type Rights = HostRights;
     const SIGN_EXTENDED: bool = true;
+    const SHARED: u64 = super::bits::SHARED;
 
     /// Accessed and dirty are set from the start, so that the CPU never writes to the tables.
-    fn leaf(frame: Hfn, level: Level, rights: HostRights) -> u64 {
-        frame.start().raw()
-            | PRESENT
+    fn flags(level: Level, rights: HostRights) -> u64 {
+        PRESENT
             | ACCESSED
             | DIRTY
             | bit(rights.write, WRITE)
@@ -74,7 +74,7 @@ impl Format for X86_64 {
             };
             Entry::Leaf { frame: frame_of(entry), rights }
         } else {
-            Entry::Table(frame_of(entry))
+            link_of::<Self>(entry)
         }
     }
 }

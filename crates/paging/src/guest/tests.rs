@@ -2,7 +2,7 @@
 
 use super::{GuestLeaf, VisitError, WalkError, visit_kernel_half, visit_user_half, walk};
 use crate::tests::memory::FakeMemory;
-use crate::tests::model::case;
+use crate::tests::model::{case, leaves_of};
 use crate::tests::run;
 use crate::{ENTRIES, PageTable, TableMemory, X86_64};
 use addr::{Frame, Gpa, Gva};
@@ -117,16 +117,16 @@ proptest! {
         let (tables, root) = tables_of(&table, &memory, levels);
         let start: Gva = Frame::new(*start.get(&case.points)).start();
         let mut expected = Vec::new();
-        table.visit(&memory, |range, leaf| {
+        for (page, leaf) in leaves_of(&table, &memory) {
             // With five levels the upper half also shows the lower half of the four-level table.
-            let upper = range.start.raw() >> 51 != 0;
-            let page = 0xffff << 36 | range.start.raw();
+            let upper = page >> 51 != 0;
+            let page = 0xffff << 36 | page;
             let last = Frame::<addr::GuestVirtual>::new(page + leaf.level.frames() - 1).start();
             if (upper || levels == 5) && last.plus(0xfff) >= start {
                 let r = leaf.rights;
                 expected.push((page << 12, leaf.frame.start().raw(), leaf.level, r.write, r.execute, r.user));
             }
-        });
+        }
         let (found, end) = leaves(&tables, root, levels, start, 1 << 20);
         let found: Vec<_> = found.iter().map(|leaf| {
             let r = leaf.rights;
@@ -147,10 +147,10 @@ proptest! {
         prop_assert!(found.iter().all(|(gva, _)| gva >> 63 == 0));
         let (upper, _) = leaves(&tables, root, levels, Gva::new(0), 1 << 20);
         found.extend(upper.iter().map(|leaf| (leaf.gva.raw(), leaf.gpa.raw())));
-        let mut expected = Vec::new();
-        table.visit(&memory, |range, leaf| {
-            expected.push((range.start.raw() << 12, leaf.frame.start().raw()));
-        });
+        let leaves_of_the_table = leaves_of(&table, &memory).into_iter();
+        let mut expected: Vec<_> = { leaves_of_the_table }
+            .map(|(page, leaf)| (page << 12, leaf.frame.start().raw()))
+            .collect();
         if levels == 5 {
             // Its first and last entries lead to the same table of four levels: everything twice.
             let base = |half: u64| half.wrapping_mul(0xffff << 48);

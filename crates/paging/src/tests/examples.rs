@@ -1,13 +1,11 @@
 //! Single operations: what they store, take and refuse.
 
 use super::memory::FakeMemory;
-use super::model::tables_of;
+use super::model::{leaves_of, tables_of};
 use crate::{ENTRIES, Entry, Format};
-use crate::{
-    Flushed, HostRights, Level, Npt, NptExecute, NptRights, PageTable, PagingError, X86_64,
-};
+use crate::{HostRights, Level, Npt, NptExecute, NptRights, PageTable, PagingError, X86_64};
 use crate::{Leaf, TableMemory};
-use addr::{Frame, FrameRange, Gfn, Hfn, Hpn};
+use addr::{FrameRange, Gfn, Hfn, Hpn};
 use std::vec::Vec;
 
 const G1: u64 = Level::Page1G.frames();
@@ -38,7 +36,7 @@ fn one_page_is_split_out_of_a_gigabyte_and_put_back() {
     let page = guest(G1 + 1000, 1);
     let removed = table.protect(&mut memory, page, NptRights::READ).unwrap();
     assert!(removed.is_empty());
-    removed.release(&mut memory, Flushed::acknowledged());
+    removed.release(&mut memory, |due| due.acknowledged());
     assert_eq!(memory.used(), 4);
     let leaf = |frame, rights, level| Some(Leaf { frame: Hfn::new(frame), rights, level });
     let (read, all) = (NptRights::READ, NptRights::ALL);
@@ -49,10 +47,10 @@ fn one_page_is_split_out_of_a_gigabyte_and_put_back() {
     assert_eq!(at(&table, &memory, 5), leaf(5, all, Level::Page1G));
 
     let removed = table.protect(&mut memory, page, all).unwrap();
-    removed.release(&mut memory, Flushed::acknowledged());
+    removed.release(&mut memory, |due| due.acknowledged());
     let removed = table.collapse(&mut memory, page, Level::Page1G).unwrap();
     assert_eq!(memory.used(), 4, "freed only after the flush");
-    removed.release(&mut memory, Flushed::acknowledged());
+    removed.release(&mut memory, |due| due.acknowledged());
     assert_eq!(memory.used(), 2);
     assert_eq!(at(&table, &memory, G1 + 1000), leaf(G1 + 1000, all, Level::Page1G));
 }
@@ -61,7 +59,7 @@ fn one_page_is_split_out_of_a_gigabyte_and_put_back() {
 fn equal_rights_store_nothing() {
     let (mut table, mut memory) = identity();
     let removed = table.protect(&mut memory, guest(3, 70), NptRights::ALL).unwrap();
-    removed.release(&mut memory, Flushed::acknowledged());
+    removed.release(&mut memory, |due| due.acknowledged());
     assert!(memory.history.is_empty());
 }
 
@@ -69,7 +67,7 @@ fn equal_rights_store_nothing() {
 fn a_hidden_page_is_not_present_but_remembers_its_frame() {
     let (mut table, mut memory) = identity();
     let removed = table.protect(&mut memory, guest(7, 1), NptRights::NONE).unwrap();
-    removed.release(&mut memory, Flushed::acknowledged());
+    removed.release(&mut memory, |due| due.acknowledged());
     let last = memory.history.iter().find(|store| store.index == 7 && store.entry & 1 == 0);
     assert!(last.is_some());
     let leaf = table.walk(&memory, Gfn::new(7)).unwrap();
@@ -81,7 +79,7 @@ fn only_leaves_of_supervisor_code_are_no_user_entries() {
     for rights in crate::format::tests::all_npt_rights() {
         let (mut table, mut memory) = identity();
         let removed = table.protect(&mut memory, guest(600, 700), rights).unwrap();
-        removed.release(&mut memory, Flushed::acknowledged());
+        removed.release(&mut memory, |due| due.acknowledged());
         for (page, (_, level)) in tables_of::<Npt>(&memory, table.root()) {
             for entry in (0..ENTRIES).map(|index| memory.read(page, index)) {
                 let is_supervisor_code = matches!(
@@ -108,14 +106,14 @@ fn what_finds_no_room_in_removed_is_collected_later() {
     assert!(second.is_full());
     let second_rest = second.join(first).unwrap();
     assert_eq!(memory.used(), 153);
-    second.release(&mut memory, Flushed::acknowledged());
-    second_rest.release(&mut memory, Flushed::acknowledged());
+    second.release(&mut memory, |due| due.acknowledged());
+    second_rest.release(&mut memory, |due| due.acknowledged());
     assert_eq!(memory.used(), 153 - 128);
     let third = table.collapse(&mut memory, range, Level::Page1G).unwrap();
     assert!(!third.is_full());
-    third.release(&mut memory, Flushed::acknowledged());
+    third.release(&mut memory, |due| due.acknowledged());
     assert_eq!(memory.used(), 4);
-    table.destroy(&mut memory, Flushed::acknowledged());
+    table.destroy(&mut memory, |due| due.acknowledged()).unwrap();
     assert_eq!(memory.used(), 0);
 }
 
@@ -126,7 +124,7 @@ fn changes_joined_share_a_flush() {
     let other = table.unmap(&mut memory, guest(0, G1)).unwrap();
     assert!(removed.join(other).is_none());
     assert_eq!(memory.used(), 4);
-    removed.release(&mut memory, Flushed::acknowledged());
+    removed.release(&mut memory, |due| due.acknowledged());
     assert_eq!(memory.used(), 2);
 }
 
@@ -163,9 +161,9 @@ fn ranges_that_no_table_expresses_are_refused() {
 fn accessed_and_dirty_bits_do_not_hinder_a_collapse() {
     let (mut table, mut memory) = identity();
     let removed = table.protect(&mut memory, guest(512, 1), NptRights::READ).unwrap();
-    removed.release(&mut memory, Flushed::acknowledged());
+    removed.release(&mut memory, |due| due.acknowledged());
     let removed = table.protect(&mut memory, guest(512, 1), NptRights::ALL).unwrap();
-    removed.release(&mut memory, Flushed::acknowledged());
+    removed.release(&mut memory, |due| due.acknowledged());
     // What a CPU might leave: each leaf with other accessed and dirty bits.
     for (page, (_, level)) in tables_of::<Npt>(&memory, table.root()) {
         for index in 0..ENTRIES {
@@ -176,10 +174,8 @@ fn accessed_and_dirty_bits_do_not_hinder_a_collapse() {
         }
     }
     let removed = table.collapse(&mut memory, guest(512, 1), Level::Page1G).unwrap();
-    removed.release(&mut memory, Flushed::acknowledged());
-    let mut leaves = Vec::new();
-    table.visit(&memory, |range, leaf| leaves.push((range, leaf.frame, leaf.level)));
-    let expected =
-        |n| (FrameRange::with_count(Frame::new(n * G1), G1), Hfn::new(n * G1), Level::Page1G);
-    assert_eq!(leaves, (0..4).map(expected).collect::<Vec<_>>());
+    removed.release(&mut memory, |due| due.acknowledged());
+    let leaf = |n| Leaf { frame: Hfn::new(n * G1), rights: NptRights::ALL, level: Level::Page1G };
+    let expected: Vec<_> = (0..4).map(|n| (n * G1, leaf(n))).collect();
+    assert_eq!(leaves_of(&table, &memory), expected);
 }

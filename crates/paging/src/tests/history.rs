@@ -41,12 +41,13 @@ pub fn check<F: TestFormat>(table: &PageTable<F>, before: &FakeMemory, after: &F
 }
 
 /// Memory in which pages spring into being when they are first written.
-struct Replay {
-    memory: FakeMemory,
+pub struct Replay {
+    pub memory: FakeMemory,
 }
 
 impl Replay {
-    fn store(&mut self, table: Hfn, index: usize, entry: u64) -> u64 {
+    /// Stores an entry and answers the old one.
+    pub fn store(&mut self, table: Hfn, index: usize, entry: u64) -> u64 {
         while !self.memory.is_used(table) {
             self.memory.allocate().unwrap();
         }
@@ -70,7 +71,7 @@ fn translate<F: TestFormat>(
             let end = base + level.frames();
             push_run(runs, Run { start: base, end, frame: frame.raw(), rights });
         }
-        (Entry::Table(table), below) => {
+        (Entry::Table(table) | Entry::Shared(table), below) => {
             let below = below.unwrap();
             for index in 0..ENTRIES {
                 let base = base + index as u64 * below.frames();

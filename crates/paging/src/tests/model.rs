@@ -4,7 +4,7 @@
 //! its ranges may begin and end. All pages between two neighbours of these share one fate, so the
 //! map holds the first of them for all.
 
-use crate::{Ept, EptRights, Flushed, Removed, TableMemory};
+use crate::{Ept, EptRights, Removed, TableMemory};
 use crate::{Format, HostRights, Leaf, Level, Npt, NptRights, PageTable, PagingError, X86_64};
 use addr::{Frame, FrameRange, Hfn};
 use core::fmt::Debug;
@@ -56,6 +56,7 @@ pub enum Op<R> {
     Map(Frames, u64, R, Level),
     Unmap(Frames),
     Protect(Frames, R),
+    Split(Frames, Level),
     Collapse(Frames, Level),
 }
 
@@ -81,6 +82,7 @@ pub fn case<F: TestFormat>(ops: usize) -> impl Strategy<Value = Case<F::Rights>>
         1 => (range(), shift(), rights(), level()).prop_map(|(a, s, r, l)| Op::Map(a, s, r, l)),
         2 => range().prop_map(Op::Unmap),
         4 => (range(), rights()).prop_map(|(a, r)| Op::Protect(a, r)),
+        1 => (range(), level()).prop_map(|(a, l)| Op::Split(a, l)),
         2 => (range(), large()).prop_map(|(a, l)| Op::Collapse(a, l)),
     ];
     let small = || prop::sample::select([0, 0, 0, 1, 2, 255, 510, 511].as_slice());
@@ -123,11 +125,25 @@ pub fn push_run<R: Copy + Eq>(runs: &mut Vec<Run<R>>, run: Run<R>) {
 /// All that a table translates, in maximal runs.
 pub fn runs_of<F: Format>(table: &PageTable<F>, memory: &FakeMemory) -> Vec<Run<F::Rights>> {
     let mut runs = Vec::new();
-    table.visit(memory, |range, leaf| {
+    for (range, leaf) in table.leaves(memory) {
         let (start, end) = (range.start.raw(), range.end.raw());
         push_run(&mut runs, Run { start, end, frame: leaf.frame.raw(), rights: leaf.rights });
-    });
+    }
     runs
+}
+
+/// The leaves of a table, one by one, with the first page of each.
+pub fn leaves_of<F: Format>(table: &PageTable<F>, memory: &FakeMemory) -> Vec<(u64, Leaf<F>)> {
+    let mut leaves = Vec::new();
+    for (pages, leaf) in table.leaves(memory) {
+        let size = leaf.level.frames();
+        assert!(pages.start.is_aligned(size) && pages.count().is_multiple_of(size));
+        for offset in (0..pages.count()).step_by(usize::try_from(size).unwrap()) {
+            let frame = leaf.frame.plus(offset);
+            leaves.push((pages.start.raw() + offset, Leaf { frame, ..leaf }));
+        }
+    }
+    leaves
 }
 
 /// The model.
@@ -140,6 +156,32 @@ pub struct Model<F: TestFormat> {
 impl<F: TestFormat> Model<F> {
     pub fn new(points: &[u64]) -> Self {
         Self { points: points.to_vec(), pages: BTreeMap::new() }
+    }
+
+    /// Where a page leads.
+    pub fn lookup(&self, page: u64) -> Option<(u64, F::Rights)> {
+        let at = self.points.partition_point(|point| *point <= page).checked_sub(1)?;
+        let (frame, rights) = self.pages.get(&self.points[at])?;
+        Some((frame + page - self.points[at], *rights))
+    }
+
+    /// Whether any page of a range is mapped; both its ends are points.
+    pub fn maps_any(&self, range: FrameRange<F::Input>) -> bool {
+        self.keys(range).iter().any(|key| self.pages.contains_key(key))
+    }
+
+    /// Maps a range, which is a hole.
+    pub fn fill(&mut self, range: FrameRange<F::Input>, frame: u64, rights: F::Rights) {
+        let output = |key: u64| frame + key - range.start.raw();
+        self.pages.extend(self.keys(range).into_iter().map(|key| (key, (output(key), rights))));
+    }
+
+    /// The range of an operation.
+    pub fn range_of(&self, op: &Op<F::Rights>) -> FrameRange<F::Input> {
+        match op {
+            Op::Map(range, ..) | Op::Unmap(range) | Op::Protect(range, _) => self.range(*range),
+            Op::Split(range, _) | Op::Collapse(range, _) => self.range(*range),
+        }
     }
 
     pub fn range(&self, (a, b): Frames) -> FrameRange<F::Input> {
@@ -177,7 +219,7 @@ impl<F: TestFormat> Model<F> {
                     self.pages.entry(key).and_modify(|page| page.1 = rights);
                 }
             }
-            Op::Collapse(..) => {}
+            Op::Split(..) | Op::Collapse(..) => {}
         }
         Ok(())
     }
@@ -188,11 +230,11 @@ impl<F: TestFormat> Model<F> {
     }
 
     /// Does the operation on a table.
-    pub fn apply_to(
+    pub fn apply_to<M: TableMemory>(
         &self,
         op: &Op<F::Rights>,
         table: &mut PageTable<F>,
-        memory: &mut FakeMemory,
+        memory: &mut M,
     ) -> Result<Option<Removed<F>>, PagingError> {
         match op.clone() {
             Op::Map(range, shift, rights, largest) => {
@@ -204,6 +246,7 @@ impl<F: TestFormat> Model<F> {
             Op::Protect(range, rights) => {
                 table.protect(memory, self.range(range), rights).map(Some)
             }
+            Op::Split(range, largest) => table.split(memory, self.range(range), largest).map(Some),
             Op::Collapse(range, largest) => {
                 table.collapse(memory, self.range(range), largest).map(Some)
             }
@@ -221,7 +264,7 @@ impl<F: TestFormat> Model<F> {
         runs
     }
 
-    /// Checks a table by `visit` and, around all points, by `walk`.
+    /// Checks a table by `leaves` and, around all points, by `walk`.
     pub fn check(&self, table: &PageTable<F>, memory: &FakeMemory) {
         assert_eq!(runs_of(table, memory), self.runs());
         for pair in self.points.windows(2) {
@@ -256,9 +299,9 @@ impl<F: TestFormat> Model<F> {
 }
 
 /// Releases what an operation left, if anything.
-pub fn release<F: Format>(removed: Option<Removed<F>>, memory: &mut FakeMemory) {
+pub fn release<F: Format, M: TableMemory>(removed: Option<Removed<F>>, memory: &mut M) {
     if let Some(removed) = removed {
-        removed.release(memory, Flushed::acknowledged());
+        removed.release(memory, |due| due.acknowledged());
     }
 }
 

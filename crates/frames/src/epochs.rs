@@ -1,0 +1,136 @@
+//! Generations: how it is known that every CPU has flushed since a change.
+//!
+//! One counter says how often a flush of all CPUs was asked for, and one per CPU up to which
+//! request it has flushed. A change made while the counter stands at `n` is forgotten by a CPU that
+//! has flushed for request `n + 1` or a later one: requests up to `n` may have been served before
+//! the change. So many changes share one flush.
+//!
+//! All accesses are sequentially consistent: what a CPU stored into page tables before it asks is
+//! seen by every walk that a CPU makes after it has read the request.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+/// The counters. `CPUS` is the number of CPUs that there may be.
+#[derive(Debug)]
+pub struct Epochs<const CPUS: usize> {
+    requested: AtomicU64,
+    /// Request that each CPU has flushed for; [`AWAY`] while it uses no translation.
+    served: [AtomicU64; CPUS],
+}
+
+/// Stands for every request.
+const AWAY: u64 = u64::MAX;
+
+/// A flush that a CPU has to make. Made before the flush, so that it covers no later request.
+#[must_use = "flush this CPU's TLB, then say so"]
+#[derive(Debug)]
+pub struct FlushDue<'a> {
+    served: &'a AtomicU64,
+    request: u64,
+}
+
+impl FlushDue<'_> {
+    /// To be called by its CPU when all its translations are flushed.
+    pub fn done(self) {
+        self.served.store(self.request, Ordering::SeqCst);
+    }
+}
+
+impl<const CPUS: usize> Epochs<CPUS> {
+    /// No request yet, and no CPU that uses translations.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { requested: AtomicU64::new(0), served: [const { AtomicU64::new(AWAY) }; CPUS] }
+    }
+
+    /// The CPU, whose TLB is empty, begins to use translations. Nothing if there is no such CPU.
+    pub fn enter(&self, cpu: usize) {
+        if let Some(served) = self.served.get(cpu) {
+            served.store(self.requested.load(Ordering::SeqCst), Ordering::SeqCst);
+        }
+    }
+
+    /// The CPU will use no translation until it has emptied its TLB and called
+    /// [`Epochs::enter`].
+    pub fn leave(&self, cpu: usize) {
+        if let Some(served) = self.served.get(cpu) {
+            served.store(AWAY, Ordering::SeqCst);
+        }
+    }
+
+    /// Asks all CPUs to flush, after any number of changes, and answers the number of the request.
+    pub fn request(&self) -> u64 {
+        self.requested.fetch_add(1, Ordering::SeqCst) + 1
+    }
+
+    /// The flush that the CPU owes, if any.
+    pub fn due(&self, cpu: usize) -> Option<FlushDue<'_>> {
+        let served = self.served.get(cpu)?;
+        let request = self.requested.load(Ordering::SeqCst);
+        (served.load(Ordering::SeqCst) < request).then_some(FlushDue { served, request })
+    }
+
+    /// A request that every CPU has served, and so all before it.
+    pub fn acknowledged(&self) -> u64 {
+        let requested = self.requested.load(Ordering::SeqCst);
+        let served = self.served.iter().map(|served| served.load(Ordering::SeqCst));
+        served.fold(requested, u64::min)
+    }
+
+    /// The first request whose service covers a change that has just been made.
+    pub fn covering(&self) -> u64 {
+        self.requested.load(Ordering::SeqCst) + 1
+    }
+}
+
+impl<const CPUS: usize> Default for Epochs<CPUS> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+impl<const CPUS: usize> Epochs<CPUS> {
+    /// For models that keep the counters as numbers.
+    pub fn from_parts(requested: u64, served: [u64; CPUS]) -> Self {
+        Self { requested: AtomicU64::new(requested), served: served.map(AtomicU64::new) }
+    }
+}
+
+#[cfg(test)]
+impl FlushDue<'_> {
+    /// The request.
+    pub fn request(&self) -> u64 {
+        self.request
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_waits_for_the_slowest_cpu() {
+        let epochs = Epochs::<3>::new();
+        epochs.enter(0);
+        epochs.enter(1);
+        epochs.enter(9);
+        let late = epochs.covering();
+        assert!(epochs.due(0).is_none());
+        assert_eq!(epochs.request(), late);
+        epochs.due(0).unwrap().done();
+        assert!(epochs.acknowledged() < late);
+        let begun = epochs.due(1).unwrap();
+        // A change after the flush has begun is not covered by it.
+        let later = epochs.covering();
+        epochs.request();
+        begun.done();
+        assert!((late..later).contains(&epochs.acknowledged()));
+        epochs.leave(1);
+        epochs.due(0).unwrap().done();
+        assert_eq!(epochs.acknowledged(), later);
+        epochs.enter(1);
+        assert!(epochs.due(1).is_none());
+        assert!(epochs.due(3).is_none());
+    }
+}

@@ -1,0 +1,303 @@
+//! The protocol under every interleaving of two CPUs, by model checking the code itself; and the
+//! harm that comes of each rule's absence.
+//!
+//! Two blocks of two frames; the hypervisor, a VM and a secret. The TLBs are as bad as they may
+//! be: a CPU remembers each translation from the moment it exists until its next flush, and its
+//! flush happens right after it has read which request it serves, long before it says so.
+
+use super::map::FakeMap;
+use crate::rules::{Enforced, Rules, Sealed};
+use crate::{Block, Epochs, FrameState, Owner, Ownership, Word};
+use addr::{FrameRange, Hfn};
+use core::hash::Hash;
+use core::marker::PhantomData;
+use stateright::{Checker, Model, Property};
+use std::vec;
+use std::vec::Vec;
+
+const CPUS: usize = 2;
+const FRAMES: usize = 2;
+const SHIFT: u32 = 1;
+/// Requests for a flush that are tried in a row.
+const REQUESTS: u64 = 3;
+const VM: Owner = Owner::Vm(1);
+const SECRET: Owner = Owner::Secret(1);
+/// Owners with tables of their own.
+const FOREIGN: [Owner; 2] = [VM, SECRET];
+
+/// Frames, one bit each.
+type Set = u8;
+
+/// The whole machine.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Machine<R> {
+    pool: Ownership<Vec<Word>, Vec<Block>, R>,
+    requested: u64,
+    served: [u64; CPUS],
+    /// Request for which a CPU has flushed without having said so.
+    begun: [Option<u64>; CPUS],
+    map: FakeMap,
+    /// What a CPU may reach through the direct map.
+    direct: [Set; CPUS],
+    /// What the tables of each foreign owner map, and what a CPU may reach as that owner.
+    tables: [Set; 2],
+    reach: [[Set; 2]; CPUS],
+    windows: [Option<usize>; CPUS],
+    /// Frames with data of an owner since they were zeroed.
+    data: [Option<Owner>; FRAMES],
+    /// An owner found data of another.
+    leaked: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Action {
+    Allocate(Owner),
+    Free(usize, Owner),
+    OpenWindow(usize, usize),
+    CloseWindow(usize),
+    Request,
+    Flush(usize),
+    Acknowledge(usize),
+    Reclaim,
+    BringBack,
+}
+
+fn bit(frame: usize) -> Set {
+    1 << frame
+}
+
+fn hfn(frame: usize) -> Hfn {
+    Hfn::new(frame as u64)
+}
+
+impl<R: Rules + Clone> Machine<R> {
+    fn new() -> Self {
+        let (words, blocks) = (vec![Word::default(); FRAMES], vec![Block::EMPTY; FRAMES >> SHIFT]);
+        let range = FrameRange::with_count(hfn(0), FRAMES as u64);
+        let pool = Ownership::with_blocks(range, 0, words, blocks, SHIFT).unwrap();
+        Self {
+            pool,
+            requested: 0,
+            served: [0; CPUS],
+            begun: [None; CPUS],
+            map: FakeMap::new(FRAMES, 1 << SHIFT),
+            direct: [(1 << FRAMES) - 1; CPUS],
+            tables: [0; 2],
+            reach: [[0; 2]; CPUS],
+            windows: [None; CPUS],
+            data: [None; FRAMES],
+            leaked: false,
+        }
+    }
+
+    fn present(&self) -> Set {
+        let frames = self.map.present.iter().enumerate();
+        frames.filter(|(_, present)| **present).map(|(frame, _)| bit(frame)).sum()
+    }
+
+    /// Does it; `None` if it is refused.
+    fn act(&mut self, action: Action, late: bool) -> Option<()> {
+        let epochs = Epochs::<CPUS>::from_parts(self.requested, self.served);
+        match action {
+            Action::Allocate(owner) => {
+                let before = self.pool.leaves();
+                let Ok(frame) = self.pool.allocate(owner, &epochs, &mut self.map) else {
+                    // A refusal that set a block aside is news.
+                    return (before != self.pool.leaves()).then_some(());
+                };
+                let frame = usize::try_from(frame.raw()).ok()?;
+                self.leaked |= self.data[frame].is_some();
+                self.data[frame] = Some(owner);
+                for (table, foreign) in self.tables.iter_mut().zip(FOREIGN) {
+                    *table |= if foreign == owner { bit(frame) } else { 0 };
+                }
+            }
+            Action::Free(frame, owner) => {
+                // Unmapped first.
+                for (table, foreign) in self.tables.iter_mut().zip(FOREIGN) {
+                    *table &= if foreign == owner { !bit(frame) } else { !0 };
+                }
+                self.pool.free(hfn(frame), owner, &epochs, &mut self.map).ok()?;
+            }
+            Action::OpenWindow(cpu, frame) => {
+                self.pool.open_window(hfn(frame)).ok()?;
+                self.windows[cpu] = Some(frame);
+            }
+            Action::CloseWindow(cpu) => {
+                self.pool.close_window(hfn(self.windows[cpu]?)).ok()?;
+                self.windows[cpu] = None;
+            }
+            Action::Request => self.requested = epochs.request(),
+            Action::Flush(cpu) => {
+                self.begun[cpu] = Some(epochs.due(cpu)?.request());
+                self.direct[cpu] = 0;
+                self.reach[cpu] = [0; 2];
+            }
+            Action::Acknowledge(cpu) => {
+                let begun = self.begun[cpu].take()?;
+                self.served[cpu] = if late { self.requested } else { begun };
+            }
+            Action::Reclaim => {
+                let data = &mut self.data;
+                let count = self.pool.reclaim(&epochs, u32::MAX, |frame| {
+                    data[usize::try_from(frame.raw()).unwrap()] = None;
+                });
+                return (count > 0).then_some(()).inspect(|()| self.walk());
+            }
+            Action::BringBack => {
+                let count = self.pool.bring_back(0, &mut self.map).ok()?;
+                return (count > 0).then_some(()).inspect(|()| self.walk());
+            }
+        }
+        self.walk();
+        Some(())
+    }
+
+    /// The CPUs remember all there is.
+    fn walk(&mut self) {
+        let present = self.present();
+        for (direct, reach) in self.direct.iter_mut().zip(&mut self.reach) {
+            *direct |= present;
+            reach.iter_mut().zip(self.tables).for_each(|(reach, table)| *reach |= table);
+        }
+    }
+
+    fn is_harmed(&self) -> bool {
+        let is_bad = |frame: usize| {
+            let state = self.pool.state(hfn(frame)).unwrap();
+            let is_free_with_data = state == FrameState::Free && self.data[frame].is_some();
+            let is_foreign = |owner: Owner| owner != Owner::Hv;
+            let has_foreign_data = self.data[frame].is_some_and(is_foreign);
+            let in_direct_map = self.direct.iter().any(|direct| direct & bit(frame) != 0);
+            let in_reach_of_other = (0..2).any(|owner| {
+                let reached = self.reach.iter().any(|reach| reach[owner] & bit(frame) != 0);
+                let may =
+                    [FrameState::Owned(FOREIGN[owner]), FrameState::Quarantined].contains(&state);
+                reached && !may
+            });
+            let window = self.windows.contains(&Some(frame)) && state != FrameState::Owned(VM);
+            let lost = state == FrameState::Owned(Owner::Hv) && self.present() & bit(frame) == 0;
+            is_free_with_data
+                || in_direct_map && has_foreign_data
+                || in_reach_of_other
+                || window
+                || lost
+        };
+        self.leaked || (0..FRAMES).any(is_bad)
+    }
+}
+
+/// `late`: CPUs acknowledge what was requested after their flush.
+#[derive(Clone)]
+struct Protocol<R> {
+    late: bool,
+    rules: PhantomData<R>,
+}
+
+impl<R: Rules + Clone + core::fmt::Debug + Eq + Hash + 'static> Model for Protocol<R> {
+    type State = Machine<R>;
+    type Action = Action;
+
+    fn init_states(&self) -> Vec<Machine<R>> {
+        vec![Machine::new()]
+    }
+
+    fn actions(&self, machine: &Machine<R>, actions: &mut Vec<Action>) {
+        for owner in [Owner::Hv, VM, SECRET] {
+            actions.push(Action::Allocate(owner));
+            actions.extend((0..FRAMES).map(|frame| Action::Free(frame, owner)));
+        }
+        for cpu in 0..CPUS {
+            match machine.windows[cpu] {
+                // The CPUs are alike: one that opens windows will do.
+                None if cpu == 0 => {
+                    actions.extend((0..FRAMES).map(|frame| Action::OpenWindow(cpu, frame)));
+                }
+                None => {}
+                Some(_) => actions.push(Action::CloseWindow(cpu)),
+            }
+            match machine.begun[cpu] {
+                None => actions.push(Action::Flush(cpu)),
+                Some(_) => actions.push(Action::Acknowledge(cpu)),
+            }
+        }
+        if machine.requested < REQUESTS {
+            actions.push(Action::Request);
+        }
+        actions.extend([Action::Reclaim, Action::BringBack]);
+    }
+
+    fn next_state(&self, machine: &Machine<R>, action: Action) -> Option<Machine<R>> {
+        let mut next = machine.clone();
+        next.act(action, self.late)?;
+        // Counters that only grow would make the states endless.
+        next.map.allowance = u64::MAX;
+        next.pool.leaves.splits = next.pool.leaves.splits.min(1);
+        next.pool.leaves.collapses = next.pool.leaves.collapses.min(1);
+        Some(next)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        vec![
+            Property::always("no harm", |_, machine: &Machine<R>| !machine.is_harmed()),
+            Property::sometimes("a stray", |_, m: &Machine<R>| m.pool.leaves().small > 0),
+            Property::sometimes("a split", |_, m: &Machine<R>| m.pool.leaves().splits > 0),
+            Property::sometimes("a collapse", |_, m: &Machine<R>| m.pool.leaves().collapses > 0),
+            Property::sometimes("a window", |_, m: &Machine<R>| m.windows[0].is_some()),
+            Property::sometimes("both foreign owners", |_, m: &Machine<R>| {
+                m.tables.iter().all(|table| *table != 0)
+            }),
+        ]
+    }
+}
+
+/// Whether harm comes of a set of rules.
+fn harms<R: Rules + Clone + core::fmt::Debug + Eq + Hash + Send + Sync + 'static>(
+    late: bool,
+) -> bool {
+    let protocol = Protocol::<R> { late, rules: PhantomData };
+    let only = stateright::HasDiscoveries::AnyOf(["no harm"].into());
+    let checker = protocol.checker().threads(2).finish_when(only).spawn_bfs().join();
+    checker.discovery("no harm").is_some()
+}
+
+#[test]
+fn no_interleaving_does_harm() {
+    let protocol = Protocol::<Enforced> { late: false, rules: PhantomData };
+    let checker = protocol.checker().threads(2).spawn_bfs().join();
+    std::println!("{} states", checker.unique_state_count());
+    checker.assert_properties();
+}
+
+#[test]
+fn a_late_acknowledgement_does_harm() {
+    assert!(harms::<Enforced>(true));
+}
+
+macro_rules! each_rule_is_needed {
+    ($($test:ident $rule:ident;)*) => {$(
+        #[test]
+        fn $test() {
+            #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+            enum Broken {}
+            impl Sealed for Broken {}
+            impl Rules for Broken {
+                const $rule: bool = false;
+            }
+            assert!(harms::<Broken>(false));
+        }
+    )*};
+}
+
+each_rule_is_needed! {
+    without_quarantine_harm_comes QUARANTINE;
+    an_earlier_flush_does_not_do LATER_FLUSH;
+    without_zeroing_harm_comes ZERO;
+    others_must_not_free OWNER_FREES;
+    windows_must_pin WINDOW_PINS;
+    windows_must_not_open_on_secrets WINDOW_KINDS;
+    blocks_set_aside_must_be_unmapped SET_ASIDE_UNMAPS;
+    blocks_set_aside_must_be_forgotten LEAVE_QUARANTINE;
+    strays_must_be_unmapped STRAY_UNMAPS;
+    only_whole_blocks_return WHOLE_RETURNS;
+}
