@@ -7,6 +7,7 @@
 use addr::{FrameRange, Gfn, GuestPhysical};
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU8, Ordering};
+use zerocopy::FromBytes;
 
 /// The states of the frames of one range, in lent storage.
 #[derive(Debug)]
@@ -18,10 +19,10 @@ pub struct FrameStates<'a, S> {
 
 impl<'a, S: Copy + Into<u8> + TryFrom<u8>> FrameStates<'a, S> {
     /// States for one frame per byte, from `first` on, all of them `initial`.
-    pub fn new(first: Gfn, bytes: &'a [AtomicU8], initial: S) -> Self {
-        for byte in bytes {
-            byte.store(initial.into(), Ordering::Relaxed);
-        }
+    pub fn new(first: Gfn, bytes: &'a mut [u8], initial: S) -> Self {
+        bytes.fill(initial.into());
+        // Cannot fail: both kinds of bytes are alike.
+        let bytes = <[AtomicU8]>::mut_from_bytes(bytes).unwrap_or_default();
         Self { first, bytes, state: PhantomData }
     }
 
@@ -86,8 +87,8 @@ mod tests {
             count in 0_u64..20,
             ops in prop::collection::vec((0_u64..45, op()), 0..200),
         ) {
-            let bytes: Vec<AtomicU8> = (0..count).map(|_| AtomicU8::new(0xff)).collect();
-            let states = FrameStates::<u8>::new(Gfn::new(first), &bytes, 3);
+            let mut bytes: Vec<u8> = (0..count).map(|_| 0xff).collect();
+            let states = FrameStates::<u8>::new(Gfn::new(first), &mut bytes, 3);
             let mut model: BTreeMap<u64, u8> = (first..first + count).map(|f| (f, 3)).collect();
             for (raw, op) in ops {
                 let frame = Gfn::new(raw);

@@ -13,7 +13,6 @@ use crate::memory::pool::{Block, Tables};
 use crate::vendor::{SecondStage, Vendor};
 use addr::{FrameRange, Gfn, Gpa, GuestPhysical, Hfn, PAGE_SIZE};
 use arrayvec::ArrayVec;
-use core::sync::atomic::AtomicU8;
 use frames::{Audit, AuditedLeaf, Finding, FrameStates};
 use integrity::Rights;
 use integrity::rights::{Counters, storage_bytes};
@@ -21,7 +20,6 @@ use integrity::state::{PageState, View};
 use mtrr::MemoryTypes;
 use paging::guest::Buffers;
 use paging::{Due, Flushed, Format, Level, PageTable, PagingError, Removed};
-use zerocopy::FromBytes;
 
 /// Most runs of executable pages that are withdrawn at a time.
 const BATCH: usize = 64;
@@ -61,7 +59,6 @@ impl<V: Vendor> Memory<V> {
         separation: Separation,
     ) -> Result<Self, &'static str> {
         let states = Block::take(ram_end.raw().div_ceil(PAGE_SIZE)).ok_or(NO_MEMORY)?.leak();
-        let states = <[AtomicU8]>::mut_from_bytes(states).map_err(|_| NO_MEMORY)?;
         let bytes = storage_bytes(ram_end.raw());
         let counters = Block::take(bytes.div_ceil(PAGE_SIZE)).ok_or(NO_MEMORY)?.leak();
         let buffers = Block::take(5).ok_or(NO_MEMORY)?.leak_as().ok_or(NO_MEMORY)?;
