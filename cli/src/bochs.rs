@@ -89,7 +89,10 @@ pub fn command(
     scratch.write(configuration(machine)?.as_bytes(), CONFIGURATION)?;
     scratch.write(MSRS.as_bytes(), MSR_FILE)?;
     let program = program.canonicalize().with_context(|| program.display().to_string())?;
-    let mut bochs = Command::new(program);
+    // Every second an alarm makes Bochs log its speed from inside the signal's handler, and if the
+    // signal came while it was writing, it waits for ever for the stream's lock.
+    let mut bochs = Command::new("env");
+    bochs.arg("--block-signal=ALRM").arg(program);
     bochs.current_dir(scratch.path("")).args(["-q", "-f", CONFIGURATION]).args(&machine.extra);
     Ok(bochs)
 }

@@ -212,8 +212,8 @@ fn one_run(
     let what = if icount { "instructions" } else { "time" };
     let step = Step::begin(&format!("measure {what}, {name}"), Some(9));
     let mut machine = built.machine(on, Flavour::Cloud, job, protection.clone())?;
-    // Instructions must not depend on where the kernel happens to be.
-    machine.append += " nokaslr";
+    // Instructions must not depend on where the kernel and its processes happen to be.
+    machine.append += " nokaslr norandmaps";
     machine.icount = icount;
     machine.timeout = Some(Duration::from_secs(300));
     let log = format!("bench-{on}-{what}-{}", name.replace(", ", "-").replace(' ', "-"));

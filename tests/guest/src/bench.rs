@@ -1,7 +1,9 @@
 //! Job `bench`: loops whose executed instructions, time and exits are measured.
 //!
 //! Under QEMU's `-icount shift=0` the time-stamp counter counts executed instructions. Each loop
-//! runs once unmeasured, a twentieth of the rounds, so that caches and tables are warm.
+//! runs once unmeasured, a twentieth of the rounds, so that caches and tables are warm, and then in
+//! batches, of which the one with the fewest instructions counts: in the others the kernel did some
+//! work of its own besides.
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
@@ -32,6 +34,8 @@ const LOOPS: [Loop; 8] = [
     ("cpuid", 20_000, cpuids),
 ];
 
+const BATCHES: usize = 5;
+
 /// Runs the job; `quick` does a tenth of the rounds.
 pub fn run(console: &Console, counters: &Counters, quick: bool) -> Result<()> {
     sys::pin(0)?;
@@ -39,13 +43,21 @@ pub fn run(console: &Console, counters: &Counters, quick: bool) -> Result<()> {
         let rounds = if quick { rounds / 10 } else { rounds };
         work(rounds.div_ceil(20))?;
 
-        let exits = counters.snapshot();
-        let time = Instant::now();
-        let ticks = counters::ticks();
-        work(rounds)?;
-        let ticks = counters::ticks().wrapping_sub(ticks);
-        let time = time.elapsed();
-        let exits = counters.exits_since(&exits);
+        let rounds = rounds / BATCHES;
+        let mut best = None;
+        for _ in 0..BATCHES {
+            let exits = counters.snapshot();
+            let time = Instant::now();
+            let ticks = counters::ticks();
+            work(rounds)?;
+            let ticks = counters::ticks().wrapping_sub(ticks);
+            let time = time.elapsed();
+            let exits = counters.exits_since(&exits);
+            if best.as_ref().is_none_or(|(fewest, _, _)| ticks < *fewest) {
+                best = Some((ticks, time, exits));
+            }
+        }
+        let Some((ticks, time, exits)) = best else { continue };
 
         console.report(
             "bench",
