@@ -24,6 +24,15 @@ pub enum Command {
     Inspect(Inspect),
     /// Search a memory dump for what can be written and executed, through one mapping or two
     Audit(Audit),
+    /// Inside a guest: say whether Ravelin protects it, how, and what that has cost so far
+    #[command(
+        after_help = "Exit codes: 0 the kernel is locked, 1 it is not or not yet, 2 there is no Ravelin here"
+    )]
+    Status {
+        /// Print the result as JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Work with policy files
     #[command(subcommand)]
     Policy(PolicyCommand),

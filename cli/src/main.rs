@@ -6,6 +6,7 @@ mod inspect;
 mod iso;
 mod prepare;
 mod run;
+mod status;
 
 use args::{Args, Command, PolicyCommand};
 use clap::Parser;
@@ -19,6 +20,7 @@ fn main() -> ExitCode {
         Command::Prepare(args) => prepare::prepare(&args),
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Audit(args) => audit::audit(&args),
+        Command::Status { json } => status::status(json),
         Command::Policy(PolicyCommand::Check { file }) => policy::load(&file).map(|policy| {
             anstream::print!("{}", policy::to_toml(&policy));
             ExitCode::SUCCESS

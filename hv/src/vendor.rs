@@ -90,7 +90,8 @@ pub enum Exception {
     GeneralProtection,
 }
 
-/// Where a vCPU starts, in 64-bit mode with flat segments (the Linux boot protocol).
+/// Where a vCPU starts, in 64-bit mode with flat segments (the Linux boot protocol), and with
+/// EFER.NXE: the other CPUs of newer kernels (6.12) go straight to tables that use NX.
 #[derive(Clone, Copy, Debug)]
 pub struct Start {
     /// First instruction.

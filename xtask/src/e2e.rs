@@ -191,6 +191,7 @@ fn no_violation(report: &Report) -> anyhow::Result<()> {
 #[derive(Deserialize)]
 struct Boot {
     cpus: usize,
+    supervisor_exec: Option<String>,
 }
 
 fn boots(
@@ -212,6 +213,9 @@ pub fn boots_well(name: &str, machine: &Machine) -> anyhow::Result<Report> {
     let boots: Vec<Boot> = report.all("boot")?;
     let seen: Vec<usize> = boots.iter().map(|boot| boot.cpus).collect();
     ensure!(seen == [machine.cpus], "CPUs seen by the guest: {seen:?}, given: {}", machine.cpus);
+    let mode = if matches!(machine.emulator, Emulator::Qemu) { "views" } else { "mbec" };
+    let told = boots.first().and_then(|boot| boot.supervisor_exec.as_deref());
+    ensure!(told == Some(mode), "the hypervisor told the guest {told:?}, not {mode}");
     let locks = report.locks();
     let whole = locks.last().is_some_and(|lock| lock.stage == 2);
     ensure!(whole, "text and read-only data were not both locked: {locks:?}");
@@ -248,7 +252,7 @@ fn stress_under(name: &str, place: &Place<'_>, policy: Policy) -> anyhow::Result
 }
 
 fn check_stress(name: &str, mut machine: Machine, seconds: u64) -> anyhow::Result<()> {
-    machine.timeout = Some(Duration::from_secs(180 + 3 * seconds));
+    machine.timeout = Some(Duration::from_secs(180 + 12 * seconds));
     if let Emulator::Bochs { .. } = machine.emulator {
         // By its time-stamp counter a second of the guest is as many instructions as the CPU is
         // said to have cycles, which takes Bochs ten of ours and more; this clock is faster.

@@ -47,11 +47,46 @@ pub enum Counter {
     /// First physical address of the hypervisor's own memory (the guest's memory map shows it as
     /// reserved, so this is no secret).
     OwnMemory = 16,
+    /// How user and supervisor execution are told apart: the number of a [`SupervisorMode`].
+    SupervisorMode = 17,
+}
+
+/// How user and supervisor execution are told apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum SupervisorMode {
+    /// Not at all, as the policy says.
+    Off = 0,
+    /// By two tables of the second stage.
+    Views = 1,
+    /// By mode-based execute control (Intel).
+    Mbec = 2,
+    /// By the guest-mode execute trap (AMD).
+    Gmet = 3,
+}
+
+impl SupervisorMode {
+    /// The mode with this number.
+    pub fn from_number(number: u64) -> Option<Self> {
+        [Self::Off, Self::Views, Self::Mbec, Self::Gmet]
+            .into_iter()
+            .find(|mode| *mode as u64 == number)
+    }
+
+    /// Name in tables, JSON and the boot log.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Views => "views",
+            Self::Mbec => "mbec",
+            Self::Gmet => "gmet",
+        }
+    }
 }
 
 impl Counter {
     /// Every counter, in the order of its number.
-    pub const ALL: [Counter; 17] = [
+    pub const ALL: [Counter; 18] = [
         Counter::Exits,
         Counter::ViewSwitch,
         Counter::NestedFault,
@@ -69,6 +104,7 @@ impl Counter {
         Counter::Violations,
         Counter::Locked,
         Counter::OwnMemory,
+        Counter::SupervisorMode,
     ];
     /// The counter with this number.
     pub fn from_number(number: u64) -> Option<Self> {
@@ -94,6 +130,7 @@ impl Counter {
             Counter::Violations => "violations",
             Counter::Locked => "locked",
             Counter::OwnMemory => "own-memory",
+            Counter::SupervisorMode => "supervisor-mode",
         }
     }
 }

@@ -147,7 +147,7 @@ impl Vendor for Svm {
         vmcb.ldtr = Segment { attributes: 0x82, ..Segment::default() };
         vmcb.tr = Segment { attributes: 0x8b, limit: 0xffff, ..Segment::default() };
         vmcb.cpl = 0;
-        vmcb.efer = efer::SVME | efer::LMA | efer::LME;
+        vmcb.efer = efer::SVME | efer::LMA | efer::LME | efer::NXE;
         vmcb.cr0 = cr0::PG | cr0::ET | cr0::PE;
         vmcb.cr3 = start.tables.raw();
         vmcb.cr4 = cr4::PAE;

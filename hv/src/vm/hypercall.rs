@@ -41,6 +41,7 @@ fn read(vcpu: &Vcpu<impl Vendor>, counter: Counter) -> u64 {
         },
         // Every exit is of one kind; adding them up here spares each exit an addition.
         Counter::Exits => KINDS.into_iter().map(cpu::total).sum(),
+        Counter::SupervisorMode => vcpu.vm.separation().mode() as u64,
         Counter::OwnMemory => pool::region().start.start().raw(),
         counted => cpu::total(counted),
     }

@@ -5,6 +5,7 @@
 //! the execute fault; and the policy may want neither.
 
 use crate::vendor::{SplitExecution, Vendor};
+use abi::hypercall::SupervisorMode;
 use abi::policy::SupervisorExec;
 use integrity::Rights;
 use integrity::state::{PageState, View, second_stage};
@@ -29,13 +30,13 @@ impl Separation {
         }
     }
 
-    /// Name for people.
-    pub const fn name(self) -> &'static str {
+    /// The mode as the guest and people are told it.
+    pub const fn mode(self) -> SupervisorMode {
         match self {
-            Self::None => "off",
-            Self::Views => "views",
-            Self::Table(SplitExecution::ByAddress) => "mbec",
-            Self::Table(SplitExecution::ByPrivilege) => "gmet",
+            Self::None => SupervisorMode::Off,
+            Self::Views => SupervisorMode::Views,
+            Self::Table(SplitExecution::ByAddress) => SupervisorMode::Mbec,
+            Self::Table(SplitExecution::ByPrivilege) => SupervisorMode::Gmet,
         }
     }
 

@@ -127,7 +127,7 @@ pub fn write_guest_state(start: Start) {
     vmwrite(field::CR0_SHADOW, 0);
     vmwrite(field::CR4_MASK, cr4::VMXE | cr4::SMXE);
     vmwrite(field::CR4_SHADOW, 0);
-    vmwrite(field::GUEST_EFER, efer::LMA | efer::LME);
+    vmwrite(field::GUEST_EFER, efer::LMA | efer::LME | efer::NXE);
     // The reset value (SDM 3A, 12.12.4), as firmware leaves it.
     vmwrite(field::GUEST_PAT, 0x0007_0406_0007_0406);
     vmwrite(field::GUEST_DR7, 0x400);

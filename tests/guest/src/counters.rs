@@ -1,18 +1,9 @@
-//! The hypervisor's counters, by the hypercall that every privilege level may make.
+//! The hypervisor's counters, as jobs report them.
 
-use std::arch::asm;
-use std::sync::LazyLock;
-use std::sync::atomic::{AtomicBool, Ordering};
-
-use abi::hypercall::{Counter, READ_COUNTER, UNKNOWN};
+use abi::hypercall::Counter;
 use anyhow::Result;
-use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use hypercall::Ravelin;
 use serde_json::{Map, Value, json};
-
-/// Bytes of a VMMCALL or VMCALL instruction.
-const HYPERCALL_LENGTH: i64 = 3;
-/// A number that no counter has.
-const NO_COUNTER: u64 = u64::MAX;
 
 /// Time-stamp counter; under QEMU's `-icount shift=0` the number of executed instructions.
 pub fn ticks() -> u64 {
@@ -20,81 +11,34 @@ pub fn ticks() -> u64 {
     unsafe { core::arch::x86_64::_rdtsc() }
 }
 
-/// Set by [`on_illegal`]: the hypercall is undefined here.
-static ILLEGAL: AtomicBool = AtomicBool::new(false);
-
-/// Steps over the instruction that raised SIGILL.
-extern "C" fn on_illegal(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    ILLEGAL.store(true, Ordering::Relaxed);
-    let context = context.cast::<libc::ucontext_t>();
-    // SAFETY: with SA_SIGINFO the third argument is the interrupted context, which the kernel
-    // reloads after the handler and nobody else uses meanwhile.
-    unsafe { (*context).uc_mcontext.gregs[libc::REG_RIP as usize] += HYPERCALL_LENGTH };
-}
-
-/// Asked once: CPUID exits on Intel's CPUs, and would be counted.
-static IS_INTEL: LazyLock<bool> = LazyLock::new(|| {
-    let vendor = core::arch::x86_64::__cpuid(0);
-    vendor.ebx == u32::from_le_bytes(*b"Genu")
-});
-
-macro_rules! hypercall_by {
-    ($instruction:literal, $counter:expr) => {{
-        let mut answer = READ_COUNTER;
-        // SAFETY: the hypercall changes RAX only; without a hypervisor it raises SIGILL, for which
-        // `Counters::detect` has a handler. RBX is put back, since the compiler may use it.
-        unsafe {
-            asm!(
-                "xchg rbx, {counter}",
-                $instruction,
-                "xchg rbx, {counter}",
-                counter = inout(reg) $counter => _,
-                inout("rax") answer,
-                options(nostack),
-            );
-        }
-        answer
-    }};
-}
-
-fn hypercall(counter: u64) -> u64 {
-    if *IS_INTEL { hypercall_by!("vmcall", counter) } else { hypercall_by!("vmmcall", counter) }
-}
-
 /// What the counters held at one moment; nothing without a hypervisor.
 pub struct Snapshot(Option<Vec<u64>>);
 
 /// Reads the counters, if a hypervisor answers.
 pub struct Counters {
-    present: bool,
+    ravelin: Option<Ravelin>,
 }
 
 impl Counters {
     /// Finds out whether a hypervisor that has counters is there.
     pub fn detect() -> Result<Self> {
-        let handler = SigHandler::SigAction(on_illegal);
-        let action = SigAction::new(handler, SaFlags::SA_SIGINFO, SigSet::empty());
-        // SAFETY: the handler is async-signal-safe: it stores an atomic and edits its context.
-        let before = unsafe { sigaction(Signal::SIGILL, &action) }?;
-        let answer = hypercall(NO_COUNTER);
-        // SAFETY: puts back the action that was in force.
-        unsafe { sigaction(Signal::SIGILL, &before) }?;
-        Ok(Self { present: !ILLEGAL.load(Ordering::Relaxed) && answer == UNKNOWN })
+        Ok(Self { ravelin: Ravelin::detect()? })
     }
 
     /// One counter.
     pub fn read(&self, counter: Counter) -> Option<u64> {
-        self.present.then(|| hypercall(counter as u64))
+        self.ravelin.map(|ravelin| ravelin.read(counter))
     }
 
     /// The counters of exits.
     pub fn snapshot(&self) -> Snapshot {
-        Snapshot(self.present.then(|| exit_kinds().map(|kind| hypercall(kind as u64)).collect()))
+        let read = |ravelin: Ravelin| exit_kinds().map(|kind| ravelin.read(kind)).collect();
+        Snapshot(self.ravelin.map(read))
     }
 
     /// Exits of each kind since power-on, or null.
     pub fn exits(&self) -> Value {
-        let start = Snapshot(self.present.then(|| exit_kinds().map(|_| 0).collect()));
+        let start = Snapshot(self.ravelin.map(|_| exit_kinds().map(|_| 0).collect()));
         start.object_until(&self.snapshot(), 0)
     }
 

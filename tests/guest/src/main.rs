@@ -22,6 +22,7 @@ mod probe;
 mod stress;
 mod sys;
 
+use abi::hypercall::{Counter, SupervisorMode};
 use anyhow::{Context as _, Result, bail};
 use console::Console;
 use counters::Counters;
@@ -44,7 +45,16 @@ fn main() -> Result<()> {
     mount_all()?;
     let console = Console::open()?;
     let cpus = std::thread::available_parallelism()?.get();
-    console.report("boot", &json!({"ticks": ticks, "exits": exits, "cpus": cpus}))?;
+    let mode = counters.read(Counter::SupervisorMode).and_then(SupervisorMode::from_number);
+    console.report(
+        "boot",
+        &json!({
+            "ticks": ticks,
+            "exits": exits,
+            "cpus": cpus,
+            "supervisor_exec": mode.map(SupervisorMode::name),
+        }),
+    )?;
     let end = match run_jobs(&console, &counters, cpus) {
         Ok(end) => end,
         Err(error) => {

@@ -1,0 +1,96 @@
+//! What a program in a guest asks of Ravelin: its counters, by the hypercall that every privilege
+//! level may make ([`abi::hypercall`]). No kernel module is needed.
+
+use std::arch::asm;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use abi::hypercall::{Counter, READ_COUNTER, SupervisorMode, UNKNOWN};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+
+/// Bytes of a VMMCALL or VMCALL instruction.
+const HYPERCALL_LENGTH: i64 = 3;
+/// A number that no counter has.
+const NO_COUNTER: u64 = u64::MAX;
+
+/// Ravelin, under which this program runs.
+#[derive(Clone, Copy)]
+pub struct Ravelin(());
+
+impl Ravelin {
+    /// Finds out whether Ravelin is there. While it does, no other thread should rely on SIGILL.
+    ///
+    /// # Errors
+    /// The kernel does not let this program handle SIGILL.
+    pub fn detect() -> nix::Result<Option<Self>> {
+        let handler = SigHandler::SigAction(on_illegal);
+        let action = SigAction::new(handler, SaFlags::SA_SIGINFO, SigSet::empty());
+        ILLEGAL.store(false, Ordering::Relaxed);
+        // SAFETY: the handler is async-signal-safe: it stores an atomic and edits its context.
+        let before = unsafe { sigaction(Signal::SIGILL, &action) }?;
+        // KVM answers -1 to any call from user mode, so one answer must be good.
+        let answers = [call(NO_COUNTER), call(Counter::SupervisorMode as u64)];
+        // SAFETY: puts back the action that was in force.
+        unsafe { sigaction(Signal::SIGILL, &before) }?;
+        let [unknown, mode] = answers;
+        let is_there = !ILLEGAL.load(Ordering::Relaxed)
+            && unknown == UNKNOWN
+            && SupervisorMode::from_number(mode).is_some();
+        Ok(is_there.then_some(Self(())))
+    }
+
+    /// One counter; [`UNKNOWN`] if this Ravelin does not have it.
+    pub fn read(self, counter: Counter) -> u64 {
+        call(counter as u64)
+    }
+}
+
+/// Set by [`on_illegal`]: the hypercall is undefined here.
+static ILLEGAL: AtomicBool = AtomicBool::new(false);
+
+/// Steps over the instruction that raised SIGILL.
+extern "C" fn on_illegal(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    ILLEGAL.store(true, Ordering::Relaxed);
+    let context = context.cast::<libc::ucontext_t>();
+    // SAFETY: with SA_SIGINFO the third argument is the interrupted context, which the kernel
+    // reloads after the handler and nobody else uses meanwhile.
+    unsafe { (*context).uc_mcontext.gregs[libc::REG_RIP as usize] += HYPERCALL_LENGTH };
+}
+
+/// Asked once: CPUID exits on Intel's CPUs, and would be counted.
+static IS_INTEL: LazyLock<bool> = LazyLock::new(|| {
+    let vendor = core::arch::x86_64::__cpuid(0);
+    vendor.ebx == u32::from_le_bytes(*b"Genu")
+});
+
+macro_rules! call_by {
+    ($instruction:literal, $counter:expr) => {{
+        let mut answer = READ_COUNTER;
+        // SAFETY: the hypercall changes RAX only; without a hypervisor it raises SIGILL, for which
+        // `Ravelin::detect` has a handler. RBX is put back, since the compiler may use it.
+        unsafe {
+            asm!(
+                "xchg rbx, {counter}",
+                $instruction,
+                "xchg rbx, {counter}",
+                counter = inout(reg) $counter => _,
+                inout("rax") answer,
+                options(nostack),
+            );
+        }
+        answer
+    }};
+}
+
+fn call(counter: u64) -> u64 {
+    if *IS_INTEL { call_by!("vmcall", counter) } else { call_by!("vmmcall", counter) }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_host_without_ravelin_is_told_from_one_with_it() {
+        // A hypervisor of another kind may answer; it must not be taken for Ravelin.
+        assert!(super::Ravelin::detect().unwrap().is_none());
+    }
+}
