@@ -1,17 +1,20 @@
 //! Job `trace`: uses the function tracer as people do: everything, on and off, then a few functions.
 //!
 //! The tracer is switched in a child process: where a hypervisor refuses the kernel's patches, the
-//! kernel kills the process that asked for them, and this one lives on to say so.
+//! kernel kills the process that asked for them, and this one lives on to say so. It may not wait
+//! for that one: when the kernel closes the dead process's files, that waits for the tracer's lock,
+//! which the same process holds.
 
-use std::fs;
-use std::path::{Path, PathBuf};
-
-use anyhow::{Context as _, Result, ensure};
-use nix::mount::{MsFlags, mount};
-use nix::unistd::pipe;
-use serde_json::json;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::mount::{MsFlags, mount};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{Pid, pipe};
+use serde_json::json;
 
 use crate::console::Console;
 use crate::sys;
@@ -21,6 +24,12 @@ const FOLDER: &str = "/sys/kernel/tracing";
 const FEW: [&str; 3] = ["vfs_read", "vfs_write", "do_sys_openat2"];
 /// Enough for what is looked at, and soon read.
 const BUFFER_KIB: &str = "64";
+
+/// `PF_EXITING` of Linux, include/linux/sched.h.
+const EXITING: u32 = 4;
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// How often a process may be seen ending before it is given up.
+const PATIENCE: u32 = 25;
 
 /// Runs the job.
 pub fn run(console: &Console, rounds: u32) -> Result<()> {
@@ -44,15 +53,43 @@ pub fn run(console: &Console, rounds: u32) -> Result<()> {
         Ok(())
     })?;
     drop(lines_in);
-    let ended = sys::wait(child);
+    let ended = wait(child);
     let mut text = String::new();
-    File::from(lines).read_to_string(&mut text)?;
+    match ended {
+        Ok(()) => _ = File::from(lines).read_to_string(&mut text)?,
+        Err(error) => text = format!("{error:#}"),
+    }
     let numbers: Vec<usize> = text.split(' ').filter_map(|number| number.parse().ok()).collect();
-    let report = match (&ended, numbers.as_slice()) {
-        (Ok(()), &[all, few]) => json!({"ok": true, "all": all, "few": few, "error": ""}),
-        _ => json!({"ok": false, "all": 0, "few": 0, "error": format!("{text} {ended:?}")}),
+    let report = match numbers.as_slice() {
+        &[all, few] => json!({"ok": true, "all": all, "few": few, "error": ""}),
+        _ => json!({"ok": false, "all": 0, "few": 0, "error": text}),
     };
     console.report("trace", &report)
+}
+
+/// Waits for a child, but not for one that hangs in its own end.
+fn wait(child: Pid) -> Result<()> {
+    let mut ending = 0;
+    while ending < PATIENCE {
+        match waitpid(child, Some(WaitPidFlag::WNOHANG))? {
+            // What it has to say is in the pipe, whatever its code.
+            WaitStatus::Exited(..) => return Ok(()),
+            WaitStatus::StillAlive => {}
+            other => bail!("it ended with {other:?}"),
+        }
+        ending += u32::from(is_ending(child)?);
+        std::thread::sleep(LOOK_EVERY);
+    }
+    bail!("it was killed, and hangs")
+}
+
+/// Whether the kernel is about to end a process.
+fn is_ending(child: Pid) -> Result<bool> {
+    let stat = fs::read_to_string(format!("/proc/{child}/stat"))?;
+    // The name, which may hold spaces, stands in parentheses; the flags are the seventh word behind it.
+    let flags = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(6));
+    let flags: u32 = flags.context("no flags in its stat")?.parse()?;
+    Ok(flags & EXITING != 0)
 }
 
 /// Lines of traces, counted.
