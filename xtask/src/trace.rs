@@ -50,7 +50,7 @@ fn run(
     }
 }
 
-/// All functions and a few, on and off, twice.
+/// All functions, a few, their graph, and a kprobe at an entry; on and off, twice.
 fn works(name: &str, place: &Place<'_>, flavour: Flavour, cpus: usize) -> anyhow::Result<()> {
     let (report, trace) = run(name, place, cpus, flavour, Policy::default())?;
     no_violation(&report)?;

@@ -1,4 +1,5 @@
-//! Job `trace`: uses the function tracer as people do: everything, on and off, then a few functions.
+//! Job `trace`: uses the function tracer as people do: all functions, a few, the graph of a few, and a
+//! kprobe at the entry of one, which the kernel makes by the tracer too.
 //!
 //! The tracer is switched in a child process: where a hypervisor refuses the kernel's patches, the
 //! kernel kills the process that asked for them, and this one lives on to say so. It may not wait
@@ -22,6 +23,8 @@ use crate::sys;
 const FOLDER: &str = "/sys/kernel/tracing";
 /// Functions that opening and writing files calls.
 const FEW: [&str; 3] = ["vfs_read", "vfs_write", "do_sys_openat2"];
+/// Name of the kprobe.
+const PROBE: &str = "ravelin_entry";
 /// Enough for what is looked at, and soon read.
 const BUFFER_KIB: &str = "64";
 
@@ -40,14 +43,18 @@ pub fn run(console: &Console, rounds: u32) -> Result<()> {
     let child = sys::child(&lines_in, || {
         let mut seen = Seen::default();
         for _ in 0..rounds {
-            let everything = traced("")?;
+            let everything = traced("function", "")?;
             seen.all += everything.len();
             ensure!(everything.len() > 100, "{} lines of all functions", everything.len());
-            let few = traced(&FEW.join("\n"))?;
+            let few = traced("function", &FEW.join("\n"))?;
             let known = |line: &String| FEW.iter().any(|name| line.contains(name));
             ensure!(!few.is_empty(), "none of {FEW:?} was traced");
             ensure!(few.iter().all(known), "others than {FEW:?} were traced: {few:?}");
-            seen.few += few.len();
+            let graph = traced("function_graph", FEW[0])?;
+            ensure!(graph.iter().any(|line| line.contains(FEW[0])), "no graph: {graph:?}");
+            let probed = probed()?;
+            ensure!(probed.iter().any(|line| line.contains(PROBE)), "no probe hit: {probed:?}");
+            seen.few += few.len() + graph.len() + probed.len();
         }
         nix::unistd::write(&lines_in, format!("{} {}", seen.all, seen.few).as_bytes())?;
         Ok(())
@@ -92,7 +99,7 @@ fn is_ending(child: Pid) -> Result<bool> {
     Ok(flags & EXITING != 0)
 }
 
-/// Lines of traces, counted.
+/// Lines of traces, counted: of all functions, and of everything else.
 #[derive(Default)]
 struct Seen {
     all: usize,
@@ -101,16 +108,35 @@ struct Seen {
 
 /// Traces the functions of `filter`, or all if it is empty, while files are opened, and switches the
 /// tracer off; what the trace says.
-fn traced(filter: &str) -> Result<Vec<String>> {
+fn traced(tracer: &str, filter: &str) -> Result<Vec<String>> {
     set("set_ftrace_filter", filter)?;
-    set("current_tracer", "function")?;
+    set("current_tracer", tracer)?;
+    let lines = watched();
+    set("current_tracer", "nop")?;
+    set("tracing_on", "1")?;
+    lines
+}
+
+/// The same by a kprobe at the entry of one function.
+fn probed() -> Result<Vec<String>> {
+    let enable = format!("events/kprobes/{PROBE}/enable");
+    set("kprobe_events", &format!("p:{PROBE} {}", FEW[0]))?;
+    set(&enable, "1")?;
+    let lines = watched();
+    set(&enable, "0")?;
+    // Opening it anew removes all probes.
+    set("kprobe_events", "")?;
+    set("tracing_on", "1")?;
+    lines
+}
+
+/// Opens files, stops the trace and says what is in it.
+fn watched() -> Result<Vec<String>> {
     for _ in 0..3 {
         fs::read("/proc/version")?;
     }
     set("tracing_on", "0")?;
     let trace = fs::read_to_string(path("trace"))?;
-    set("current_tracer", "nop")?;
-    set("tracing_on", "1")?;
     Ok(trace.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect())
 }
 
