@@ -27,8 +27,8 @@ fn leading(index: usize, at: usize, target: i64) -> Vec<u8> {
 
 #[test]
 fn the_kernels_own_copies_pass() {
-    for index in 0..2 {
-        assert!(accepts(index, copy(index, COPIES[index])));
+    for (index, at) in COPIES.into_iter().enumerate() {
+        assert!(accepts(index, copy(index, at)));
         let end = tracer(index).len();
         // A return thunk, and another function.
         for (target, passes) in [(0x20_0000, true), (0x9_1230, true), (0x9_1231, false)] {
