@@ -11,7 +11,7 @@ use anyhow::{bail, ensure};
 use serde::Deserialize;
 use std::time::Duration;
 
-/// The cases. In Bochs one use of the tracer takes many minutes.
+/// The cases.
 pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for (flavour, cpus) in [(Cloud, 1), (Cloud, 2), (Generic, 1)] {

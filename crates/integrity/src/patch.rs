@@ -240,4 +240,6 @@ impl Write {
 }
 
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod tests;

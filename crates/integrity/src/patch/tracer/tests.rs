@@ -1,6 +1,6 @@
 //! Copies of the model's tracers with one thing changed.
 
-use super::super::tests::{
+use super::super::model::{
     CALL_AT, COPIES, LOAD_AT, Memory, TEST_AT, TRACERS, copy, manifest_words, tracer,
 };
 use super::*;
