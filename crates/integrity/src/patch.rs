@@ -1,6 +1,6 @@
 //! Text patching: which writes to locked kernel text are legal.
 //!
-//! A site of the manifest holds one of its *allowed contents* ([`rules`]). Linux goes from one to another by
+//! A site of the manifest holds one of its *allowed contents* (`patch/rules.rs`). Linux goes from one to another by
 //! the breakpoint protocol (`text_poke_bp_batch`, arch/x86/kernel/alternative.c): `int3` over the
 //! first byte, then the other bytes (the *tail*), then the new first byte. [`judge`] accepts these
 //! three steps and refuses all else, so what always holds at a site is:
