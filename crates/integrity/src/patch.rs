@@ -14,7 +14,7 @@
 //! The second rule matters because an attacker can jump behind the `int3`. The places of the function
 //! tracer know no exceptions: they take their tail in one piece.
 //!
-//! Linux patches all of them by that protocol (looked at: 6.1 and 6.12): static keys and calls, and the
+//! Linux patches all of them by that protocol (read: a 6.13 or later; tried: 6.1, 6.12, 6.18): static keys and calls, and the
 //! tracer's places (`ftrace_replace_code`, up to 256 of them with each step in one batch) and own calls
 //! (`ftrace_update_ftrace_func`, arch/x86/kernel/ftrace.c). The function graph tracer writes nothing
 //! else where the kernel has `DYNAMIC_FTRACE_WITH_ARGS`; the jump `ftrace_graph_call` of others is no
