@@ -3,7 +3,7 @@
 //! Every key may be left out; an unknown key or value is an error that names its line.
 
 use abi::event::{Verdict, ViolationKind};
-use abi::policy::{Modules, Policy, SupervisorExec};
+use abi::policy::{Modules, Patching, Policy, SupervisorExec};
 use anyhow::Context;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -29,6 +29,45 @@ enum Code {
     Unauthenticated,
 }
 
+/// A policy to begin with.
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Preset {
+    Audit,
+    Standard,
+    Strict,
+}
+
+impl Preset {
+    fn policy(self) -> Policy {
+        let standard = Policy::default();
+        match self {
+            Self::Standard => standard,
+            Self::Audit => Policy { reactions: [Verdict::Log; ViolationKind::COUNT], ..standard },
+            Self::Strict => Policy {
+                modules: Modules::Deny,
+                patching: Patching { ftrace: false, ..standard.patching },
+                ..standard
+            },
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Choice {
+    Allow,
+    Deny,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PatchingTable {
+    jump_label: Option<Choice>,
+    static_call: Option<Choice>,
+    ftrace: Option<Choice>,
+}
+
 #[derive(Clone, Copy, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Reaction {
@@ -40,9 +79,12 @@ enum Reaction {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
+    preset: Option<Preset>,
     supervisor_exec: Option<Exec>,
     modules: Option<Code>,
     announce: Option<bool>,
+    #[serde(default)]
+    patching: PatchingTable,
     #[serde(default)]
     reactions: BTreeMap<Spanned<String>, Reaction>,
 }
@@ -72,7 +114,7 @@ fn read(path: &Path) -> anyhow::Result<String> {
 /// See [`load`].
 pub fn parse(text: &str) -> anyhow::Result<Policy> {
     let file: File = toml::from_str(text)?;
-    let mut policy = Policy::default();
+    let mut policy = file.preset.unwrap_or(Preset::Standard).policy();
     match file.supervisor_exec {
         Some(Exec::Off) => policy.supervisor_exec = SupervisorExec::Off,
         Some(Exec::Views) => policy.supervisor_exec = SupervisorExec::Views,
@@ -84,6 +126,14 @@ pub fn parse(text: &str) -> anyhow::Result<Policy> {
         None => {}
     }
     policy.announce = file.announce.unwrap_or(policy.announce);
+    let Patching { jump_label, static_call, ftrace } = &mut policy.patching;
+    for (choice, allowed) in [
+        (file.patching.jump_label, jump_label),
+        (file.patching.static_call, static_call),
+        (file.patching.ftrace, ftrace),
+    ] {
+        *allowed = choice.map_or(*allowed, |choice| choice == Choice::Allow);
+    }
     let default = file.reactions.iter().find(|(name, _)| name.get_ref() == "default");
     if let Some((_, reaction)) = default {
         policy.reactions = [verdict(*reaction); ViolationKind::COUNT];
@@ -108,7 +158,7 @@ pub fn parse(text: &str) -> anyhow::Result<Policy> {
     Ok(policy)
 }
 
-/// The file that [`parse`] reads back as `policy`, every key spelt out.
+/// The file that [`parse`] reads back as `policy`, every key spelt out but the preset.
 pub fn to_toml(policy: &Policy) -> String {
     let exec = match policy.supervisor_exec {
         SupervisorExec::Off => "off",
@@ -118,9 +168,20 @@ pub fn to_toml(policy: &Policy) -> String {
         Modules::Deny => "deny",
         Modules::Unauthenticated => "unauthenticated",
     };
+    let Patching { jump_label, static_call, ftrace } = policy.patching;
+    let choice = |allowed| if allowed { "\"allow\"" } else { "\"deny\"" };
+    let in_vain = if ftrace && !policy.patching_in_force().ftrace {
+        " # denied all the same: it needs modules"
+    } else {
+        ""
+    };
     let mut text = format!(
-        "supervisor_exec = \"{exec}\"\nmodules = \"{modules}\"\nannounce = {}\n\n[reactions]\n",
-        policy.announce
+        "supervisor_exec = \"{exec}\"\nmodules = \"{modules}\"\nannounce = {}\n\n\
+         [patching]\njump_label = {}\nstatic_call = {}\nftrace = {}{in_vain}\n\n[reactions]\n",
+        policy.announce,
+        choice(jump_label),
+        choice(static_call),
+        choice(ftrace),
     );
     for (kind, reaction) in ViolationKind::ALL.iter().zip(policy.reactions) {
         // Writing to a String cannot fail.
@@ -156,6 +217,33 @@ mod tests {
     }
 
     #[test]
+    fn presets_are_a_beginning() {
+        assert_eq!(parse("preset = 'standard'").unwrap(), Policy::default());
+        let audit = parse("preset = 'audit'\n[reactions]\nmsr = 'stop'").unwrap();
+        for kind in ViolationKind::ALL {
+            let stops = kind == ViolationKind::Msr;
+            assert_eq!(audit.reaction(kind), if stops { Verdict::Stop } else { Verdict::Log });
+        }
+        assert_eq!((audit.modules, audit.patching), (Modules::Unauthenticated, Patching::ALL));
+        let strict = parse("preset = 'strict'").unwrap();
+        assert_eq!(strict.modules, Modules::Deny);
+        assert_eq!(strict.patching, Patching { ftrace: false, ..Patching::ALL });
+        assert_eq!(strict.reactions, Policy::default().reactions);
+        let text = "preset = 'strict'\nmodules = 'unauthenticated'\n\
+                    [patching]\nftrace = 'allow'\njump_label = 'deny'";
+        let mixed = parse(text).unwrap();
+        assert_eq!(mixed.modules, Modules::Unauthenticated);
+        assert_eq!(mixed.patching, Patching { jump_label: false, ..Patching::ALL });
+    }
+
+    #[test]
+    fn a_tracer_without_modules_is_pointed_out() {
+        let says = |text| to_toml(&parse(text).unwrap()).contains("denied all the same");
+        assert!(says("modules = 'deny'"));
+        assert!(!says("preset = 'strict'") && !says(""));
+    }
+
+    #[test]
     fn a_default_reaction_is_overridden_by_name() {
         let policy = parse("[reactions]\nmsr = 'log'\ndefault = 'stop'\n").unwrap();
         assert_eq!(policy.reactions[ViolationKind::Msr as usize], Verdict::Log);
@@ -168,6 +256,9 @@ mod tests {
             ("\nannounced = true", "line 2", "announced"),
             ("supervisor_exec = 'maybe'", "line 1", "maybe"),
             ("modules = 3", "line 1", "modules"),
+            ("preset = 'lax'", "line 1", "lax"),
+            ("[patching]\nftrace = true", "line 2", "ftrace"),
+            ("[patching]\nkprobes = 'allow'", "line 2", "kprobes"),
             ("[reactions]\n\nwrite-txt = 'log'", "line 3, column 1", "write-txt"),
             ("[reactions]\nmsr = 'panic'", "line 2", "panic"),
         ] {
@@ -179,13 +270,18 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_written_is_read_back(
-            views: bool, modules: bool, announce: bool,
+            views: bool, modules: bool, announce: bool, patching: [bool; 3],
             reactions: [u8; ViolationKind::COUNT],
         ) {
             let policy = Policy {
                 supervisor_exec: if views { SupervisorExec::Views } else { SupervisorExec::Off },
                 modules: if modules { Modules::Unauthenticated } else { Modules::Deny },
                 announce,
+                patching: Patching {
+                    jump_label: patching[0],
+                    static_call: patching[1],
+                    ftrace: patching[2],
+                },
                 reactions: reactions.map(|n| Verdict::from_number(n % 3).unwrap()),
             };
             prop_assert_eq!(parse(&to_toml(&policy)).unwrap(), policy);

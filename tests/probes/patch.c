@@ -6,6 +6,7 @@
 #include <linux/irqflags.h>
 #include <linux/jump_label.h>
 #include <linux/mm.h>
+#include <linux/reboot.h>
 #include <linux/string.h>
 
 #include "attempt.h"
@@ -97,8 +98,65 @@ static enum result patch_int3(struct run *run)
 	return patch(run, target, 0xcc, 1);
 }
 
+/*
+ * Where a function that nobody calls while this runs calls the tracer, if that is a NOP now and
+ * all on one page; 0 if not.
+ */
+static unsigned long traced_place(void)
+{
+	static const u8 ENDBR64[] = { 0xf3, 0x0f, 0x1e, 0xfa };
+	unsigned long place = (unsigned long)emergency_restart;
+
+	if (!memcmp((const void *)place, ENDBR64, sizeof(ENDBR64)))
+		place += sizeof(ENDBR64);
+	if (offset_in_page(place) > PAGE_SIZE - sizeof(NOP5) ||
+	    memcmp((const void *)place, NOP5, sizeof(NOP5)))
+		return 0;
+	return place;
+}
+
+/* Takes the tracer's own road: breakpoint, distance, first byte. Only the target is another. */
+static enum result patch_traced(struct run *run)
+{
+	unsigned long place = traced_place(), flags;
+	s32 distance = (unsigned long)write_function - (place + sizeof(NOP5));
+	u8 now[sizeof(NOP5)];
+	bool written, changed;
+	void *alias;
+	u32 tail;
+
+	if (!place)
+		return finish(run, UNUSABLE, "no place of the tracer that is a NOP");
+	alias = text_alias(place);
+	if (!alias)
+		return finish(run, UNUSABLE, "no alias of %#lx", place);
+	memcpy(&tail, NOP5 + 1, sizeof(tail));
+	local_irq_save(flags);
+	written = attempt_write8(alias, 0xcc) && attempt_write32(alias + 1, distance) &&
+		  attempt_write8(alias, 0xe8);
+	barrier();
+	memcpy(now, (const void *)place, sizeof(now));
+	changed = now[0] == 0xe8 && !memcmp(now + 1, &distance, sizeof(distance));
+	/* Back by the same road; after a refusal only the breakpoint is there. */
+	if (now[0] == 0xe8)
+		attempt_write8(alias, 0xcc);
+	if (memcmp(now + 1, &tail, sizeof(tail)))
+		attempt_write32(alias + 1, tail);
+	if (now[0] != NOP5[0])
+		attempt_write8(alias, NOP5[0]);
+	local_irq_restore(flags);
+	text_unalias(alias);
+
+	if (!written)
+		return finish(run, REFUSED, "patch of %#lx faulted, it held %5ph", place, now);
+	if (!changed)
+		return finish(run, REFUSED, "patch of %#lx had no effect", place);
+	return finish(run, SUCCEEDED, "%#lx patched to %5ph", place, now);
+}
+
 const struct probe patch_probes[] = {
 	{ "patch-site-bytes", "patch a static branch with bytes it never has", patch_site_bytes },
+	{ "patch-traced", "make a traced function call what is no tracer", patch_traced },
 	{ "patch-int3", "put a breakpoint where no patch site is", patch_int3 },
 	{}
 };

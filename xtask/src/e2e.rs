@@ -8,7 +8,7 @@ use crate::packages::Flavour::{self, Cloud, Generic};
 use crate::progress::Step;
 use crate::shell::guest_folder;
 use crate::test::Tally;
-use crate::{audit, ending, iso, refusals};
+use crate::{audit, ending, iso, refusals, trace};
 use abi::event::{LockReport, Verdict, ViolationKind};
 use abi::policy::{Modules, Policy, SupervisorExec};
 use anyhow::{bail, ensure};
@@ -84,7 +84,7 @@ pub fn run(built: &Built, full: bool, only: Option<&str>, tally: &mut Tally) -> 
     let logs = guest_folder("logs")?;
     let cases = cases(full).into_iter().chain(refusals::cases());
     let cases = cases.chain(ending::cases()).chain(iso::cases());
-    let cases: Vec<Case> = cases.chain(audit::cases(full)).collect();
+    let cases: Vec<Case> = cases.chain(trace::cases()).chain(audit::cases(full)).collect();
     let runs = cases.iter().flat_map(|case| case.on.iter().map(move |on| (case, *on)));
     for (case, on) in runs {
         let name = format!("{}-{on}", case.name);
@@ -181,7 +181,11 @@ pub fn quietly(name: &str, machine: &Machine) -> anyhow::Result<Report> {
     boot(name, machine, &mut |_, _| ControlFlow::Continue(()))
 }
 
-fn no_violation(report: &Report) -> anyhow::Result<()> {
+/// Checks that nothing was refused or logged.
+///
+/// # Errors
+/// Something was.
+pub fn no_violation(report: &Report) -> anyhow::Result<()> {
     let violations = report.violations();
     ensure!(violations.is_empty(), "{} violations: {violations:x?}", violations.len());
     Ok(())

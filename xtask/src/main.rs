@@ -17,6 +17,7 @@ mod progress;
 mod refusals;
 mod shell;
 mod test;
+mod trace;
 
 use clap::{Parser, Subcommand};
 use comfy_table::presets::UTF8_FULL_CONDENSED;

@@ -29,6 +29,7 @@ pub const ATTACKS: &[Attack] = &[
     attack("rodata-pte", &[WriteRodata]),
     attack("ro-after-init-pte", &[WriteRodata]),
     attack("patch-site-bytes", &[Patch]),
+    attack("patch-traced", &[Patch]),
     attack("patch-int3", &[WriteText]),
     attack("exec-data-nx", &[Execute]),
     attack("exec-vmalloc-w", &[Execute]),

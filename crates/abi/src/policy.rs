@@ -7,7 +7,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// First eight bytes of the record.
 pub const MAGIC: [u8; 8] = *b"RVPOLICY";
 /// Version of this layout.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// How user execution and supervisor execution are told apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +30,23 @@ pub enum Modules {
     Unauthenticated = 1,
 }
 
+/// Which of its own ways of patching locked text the kernel may use. Each is a legal step at a
+/// legal place or it is refused; what is not allowed here is refused at its first step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patching {
+    /// Static keys.
+    pub jump_label: bool,
+    /// Static calls.
+    pub static_call: bool,
+    /// The function tracer. It needs code outside the image: see [`Policy::patching_in_force`].
+    pub ftrace: bool,
+}
+
+impl Patching {
+    /// Everything.
+    pub const ALL: Self = Self { jump_label: true, static_call: true, ftrace: true };
+}
+
 /// The policy record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
@@ -44,8 +61,14 @@ pub struct Record {
     pub modules: u8,
     /// 1: show Ravelin's CPUID leaves, at the price of an exit per CPUID instruction.
     pub announce: u8,
+    /// 1: static keys may be patched.
+    pub jump_label: u8,
+    /// 1: static calls may be patched.
+    pub static_call: u8,
+    /// 1: the function tracer may patch.
+    pub ftrace: u8,
     /// Always 0.
-    pub reserved: u8,
+    pub reserved: [u8; 6],
     /// A [`Verdict`] per [`ViolationKind`].
     pub reactions: [u8; 16],
     /// [`crate::digest`] of everything before this field.
@@ -61,6 +84,8 @@ pub struct Policy {
     pub modules: Modules,
     /// Whether CPUID tells the guest about Ravelin.
     pub announce: bool,
+    /// See [`Patching`].
+    pub patching: Patching,
     /// The reaction to each kind of violation, by its number.
     pub reactions: [Verdict; ViolationKind::COUNT],
 }
@@ -71,6 +96,7 @@ impl Default for Policy {
             supervisor_exec: SupervisorExec::Views,
             modules: Modules::Unauthenticated,
             announce: false,
+            patching: Patching::ALL,
             reactions: [Verdict::Deny; ViolationKind::COUNT],
         }
     }
@@ -93,6 +119,14 @@ impl Policy {
     /// The reaction to `kind`.
     pub fn reaction(&self, kind: ViolationKind) -> Verdict {
         self.reactions.get(kind as usize).copied().unwrap_or(Verdict::Deny)
+    }
+
+    /// What the kernel may really patch. Its function tracer calls from its sites a copy of its
+    /// code in a page of the module range, so it cannot work where nothing may become code, and
+    /// must be refused before its first step is made.
+    pub fn patching_in_force(&self) -> Patching {
+        let ftrace = self.patching.ftrace && self.modules != Modules::Deny;
+        Patching { ftrace, ..self.patching }
     }
 
     /// Reads and checks a record.
@@ -121,10 +155,11 @@ impl Policy {
                 1 => Modules::Unauthenticated,
                 _ => return Err(PolicyError::Value),
             },
-            announce: match record.announce {
-                0 => false,
-                1 => true,
-                _ => return Err(PolicyError::Value),
+            announce: flag(record.announce)?,
+            patching: Patching {
+                jump_label: flag(record.jump_label)?,
+                static_call: flag(record.static_call)?,
+                ftrace: flag(record.ftrace)?,
             },
             reactions: [Verdict::Deny; ViolationKind::COUNT],
         };
@@ -142,7 +177,10 @@ impl Policy {
             supervisor_exec: self.supervisor_exec as u8,
             modules: self.modules as u8,
             announce: u8::from(self.announce),
-            reserved: 0,
+            jump_label: u8::from(self.patching.jump_label),
+            static_call: u8::from(self.patching.static_call),
+            ftrace: u8::from(self.patching.ftrace),
+            reserved: [0; 6],
             reactions: [0; 16],
             digest: 0,
         };
@@ -151,6 +189,14 @@ impl Policy {
         }
         record.digest = record.expected_digest();
         record
+    }
+}
+
+const fn flag(number: u8) -> Result<bool, PolicyError> {
+    match number {
+        0 => Ok(false),
+        1 => Ok(true),
+        _ => Err(PolicyError::Value),
     }
 }
 
@@ -169,7 +215,16 @@ mod tests {
     fn a_policy_survives_the_trip() {
         let mut policy = Policy { announce: true, ..Policy::default() };
         policy.reactions[3] = Verdict::Stop;
+        policy.patching.static_call = false;
         assert_eq!(Policy::parse(policy.to_record().as_bytes()), Ok(policy));
+    }
+
+    #[test]
+    fn no_tracer_without_code_for_it() {
+        let mut policy = Policy::default();
+        assert_eq!(policy.patching_in_force(), Patching::ALL);
+        policy.modules = Modules::Deny;
+        assert_eq!(policy.patching_in_force(), Patching { ftrace: false, ..Patching::ALL });
     }
 
     #[test]

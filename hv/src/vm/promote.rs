@@ -45,15 +45,16 @@ pub fn on_execution(vcpu: &mut Vcpu<impl Vendor>, gpa: Gpa) {
         let _ = memory.set_state(page, PageState::Code, flusher(vm, vcpu.index));
         return vcpu.request_flush();
     }
+    let gva = guest::fetched_address(vcpu, gpa);
     let promoted =
-        run_around(vcpu, &memory, gpa).is_some_and(|run| promote(vcpu, &mut memory, run));
+        run_around(vcpu, &memory, gva, gpa).is_some_and(|run| promote(vcpu, &mut memory, run));
     drop(memory);
     vcpu.request_flush();
     if promoted {
         return;
     }
     let attempt = Attempt {
-        gva: Some(guest::fetched_address(vcpu, gpa)),
+        gva: Some(gva),
         gpa: Some(gpa),
         old: fault::old_value(vcpu, gpa),
         ..Attempt::new(ViolationKind::Execute)
@@ -63,6 +64,18 @@ pub fn on_execution(vcpu: &mut Vcpu<impl Vendor>, gpa: Gpa) {
     }
 }
 
+/// Where the code at `gva` is; a page that was never executed is promoted first. As long as the caller
+/// holds the memory, no CPU can write it.
+pub fn code_at<V: Vendor>(vcpu: &mut Vcpu<V>, memory: &mut Memory<V>, gva: Gva) -> Option<Gpa> {
+    let gpa = guest::translate(vcpu, gva)?.gpa;
+    if memory.state(gpa.frame()) == Some(PageState::Data) {
+        let run = run_around(vcpu, memory, gva, gpa)?;
+        promote(vcpu, memory, run);
+        vcpu.request_flush();
+    }
+    (memory.state(gpa.frame()) == Some(PageState::Code)).then_some(gpa)
+}
+
 /// Whether the kernel still boots and `gpa` is its initialisation code.
 fn is_init_text(vm: &Vm<impl Vendor>, gpa: Gpa) -> bool {
     let offset = vm.kernel().and_then(|kernel| gpa.raw().checked_sub(kernel.gpa.raw()));
@@ -70,11 +83,11 @@ fn is_init_text(vm: &Vm<impl Vendor>, gpa: Gpa) -> bool {
         && offset.is_some_and(|offset| vm.manifest.header().init_text.contains(offset))
 }
 
-/// The data pages around RIP that the guest maps executable and not writable, as far as they are
+/// The data pages around `gva`, which leads to `gpa`, that the guest maps executable and not writable, as far as they are
 /// contiguous.
-fn run_around<V: Vendor>(vcpu: &Vcpu<V>, memory: &Memory<V>, gpa: Gpa) -> Option<Run> {
+fn run_around<V: Vendor>(vcpu: &Vcpu<V>, memory: &Memory<V>, gva: Gva, gpa: Gpa) -> Option<Run> {
     let vm = vcpu.vm;
-    let page = Gva::new(guest::fetched_address(vcpu, gpa).raw() & !(PAGE_SIZE - 1));
+    let page = Gva::new(gva.raw() & !(PAGE_SIZE - 1));
     let fits = |distance: i64| {
         let gva = Gva::new(page.raw().wrapping_add_signed(distance * PAGE_SIZE.cast_signed()));
         let expected = Gfn::new(gpa.frame().raw().wrapping_add_signed(distance));

@@ -8,6 +8,7 @@ use super::KernelPlace;
 use super::fault::{old_value, release};
 use super::guest;
 use super::memory::Memory;
+use super::promote;
 use super::store::Store;
 use super::violation::{Attempt, report};
 use crate::vcpu::Vcpu;
@@ -34,7 +35,7 @@ pub fn write<V: Vendor>(vcpu: &mut Vcpu<V>, memory: &mut Memory<V>, gpa: Gpa, st
     let kernel = vcpu.vm.kernel();
     if let (Some(store), Some(target), Some(kernel)) = (&store, target, kernel)
         && state == PageState::LockedCode
-        && is_legal_patch(vcpu, kernel, target, store)
+        && is_legal_patch(vcpu, memory, kernel, target, store)
     {
         store.perform(vcpu, target);
         vcpu.shared().count(Counter::Patch);
@@ -54,23 +55,48 @@ pub fn write<V: Vendor>(vcpu: &mut Vcpu<V>, memory: &mut Memory<V>, gpa: Gpa, st
     }
 }
 
-fn is_legal_patch(
-    vcpu: &Vcpu<impl Vendor>,
+/// Whether it is; if so, the verdict may have made code of the page that a traced function calls.
+fn is_legal_patch<V: Vendor>(
+    vcpu: &mut Vcpu<V>,
+    memory: &mut Memory<V>,
     kernel: KernelPlace,
     target: Gpa,
     store: &Store,
 ) -> bool {
-    let text = vcpu.vm.manifest.header().text;
+    let vm = vcpu.vm;
+    let text = vm.manifest.header().text;
     let Some(offset) = target.raw().checked_sub(kernel.gpa.raw()) else { return false };
-    let current = |offset: u64| {
-        let gpa = kernel.gpa.plus(offset);
-        let mut byte = [0];
-        vcpu.windows.open(gpa.frame().identity())?.read(gpa.offset(), &mut byte);
-        Some(byte[0])
-    };
+    let mut seen = Seen { vcpu, memory, kernel };
     text.contains(offset)
         && text.contains(offset + store.bytes.len() as u64 - 1)
-        && patch::judge(&vcpu.vm.manifest, offset, current, &store.bytes).is_ok()
+        && patch::judge(
+            &vm.manifest,
+            vm.policy.patching_in_force(),
+            &mut seen,
+            offset,
+            &store.bytes,
+        )
+        .is_ok()
+}
+
+/// The guest's memory for the verdict on a patch.
+struct Seen<'a, V: Vendor> {
+    vcpu: &'a mut Vcpu<V>,
+    memory: &'a mut Memory<V>,
+    kernel: KernelPlace,
+}
+
+impl<V: Vendor> patch::Memory for Seen<'_, V> {
+    fn text(&self, offset: u64, bytes: &mut [u8]) -> Option<()> {
+        self.vcpu.physical().read(self.kernel.gpa.plus(offset).identity(), bytes).ok()
+    }
+
+    fn code(&mut self, distance: i64, bytes: &mut [u8]) -> Option<()> {
+        let gva = Gva::new(self.kernel.gva.raw().wrapping_add_signed(distance));
+        let gpa = promote::code_at(self.vcpu, self.memory, gva)?;
+        let window = self.vcpu.windows.open(gpa.frame().identity())?;
+        (window.read(gpa.offset(), bytes) == bytes.len()).then_some(())
+    }
 }
 
 /// Kind, address, size and value of a refused write, as far as the instruction tells them.

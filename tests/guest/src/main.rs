@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `probe` | loads `/ravelin_probes.ko` and runs every attack probe |
 //! | `stress:SECONDS` | keeps all CPUs busy and checks that nothing is lost |
+//! | `trace:ROUNDS` | uses the function tracer |
 //! | `bench`, `bench:quick` | runs the measured loops; `quick` a tenth of the rounds |
 //! | `idle` | never ends |
 //! | `reboot`, `poweroff` | does so at once |
@@ -21,6 +22,7 @@ mod keeper;
 mod probe;
 mod stress;
 mod sys;
+mod trace;
 
 use abi::hypercall::{Counter, SupervisorMode};
 use anyhow::{Context as _, Result, bail};
@@ -111,6 +113,11 @@ fn run_jobs(console: &Console, counters: &Counters, cpus: usize) -> Result<End> 
                     argument.parse().with_context(|| format!("`{job}`: how many seconds?"))?;
                 stress::run(console, cpus, seconds)?;
             }
+            "trace" => {
+                let rounds =
+                    argument.parse().with_context(|| format!("`{job}`: how many rounds?"))?;
+                trace::run(console, rounds)?;
+            }
             "bench" => bench::run(console, counters, argument == "quick")?,
             "idle" => {
                 console.report("idle", &json!({}))?;
@@ -123,7 +130,9 @@ fn run_jobs(console: &Console, counters: &Counters, cpus: usize) -> Result<End> 
                 end = End::Reboot;
                 break;
             }
-            _ => bail!("unknown job `{job}`: use probe, stress:SECONDS, bench, idle, ..."),
+            _ => bail!(
+                "unknown job `{job}`: use probe, stress:SECONDS, trace:ROUNDS, bench, idle, ..."
+            ),
         }
         done += 1;
     }

@@ -1,135 +1,26 @@
-//! The model: a byte array for the text and, for each site, a list of all its allowed contents,
-//! written out from the rules without the code under test.
+//! The patch rules against the model.
 
+use super::model::{
+    COPIES, Memory, TRACED, branch, contents, divided_at, forged, invariant, is_tracers,
+    manifest_words, sites,
+};
 use super::*;
-use abi::manifest::{Header, MAGIC, Span, Table, VERSION};
+use abi::manifest::Site;
 use proptest::prelude::*;
 use std::format;
 use std::vec;
 use std::vec::Vec;
-use zerocopy::{FromZeros, IntoBytes};
-
-const TEXT_END: u32 = 0x30_0000;
-const RETURN_THUNK: u32 = 0x20_0000;
-const RETURN_ZERO: u32 = 0x20_1000;
-const FUNCTIONS: [u32; 6] = [0x40, 0x1010, 0x9_1230, 0x12_3450, 0x1f_fff0, 0x2f_0000];
-/// What static calls call at link time; in no other list.
-const LINKED_TARGET: u32 = 0x22_2222;
-const CONDITION: u8 = 0x84;
-
-/// One site of each kind away from page boundaries, and one for each way a boundary can divide it.
-fn sites() -> Vec<Site> {
-    let kinds = [
-        (SiteKind::JumpLabel, 2),
-        (SiteKind::JumpLabel, 5),
-        (SiteKind::StaticCall, 5),
-        (SiteKind::StaticTailCall, 5),
-        (SiteKind::StaticConditional, 6),
-    ];
-    let mut sites = Vec::new();
-    let mut page = 0x1_0000;
-    for (kind, length) in kinds {
-        for before in 0..u32::from(length) {
-            page += 0x1000;
-            // No byte on the first page; then 1, 2, ... bytes.
-            let offset = if before == 0 { page + 0x123 } else { page - before };
-            let target = if kind == SiteKind::JumpLabel { offset + 0x62 } else { LINKED_TARGET };
-            let kind = kind as u8;
-            sites.push(Site { offset, target, kind, length, reserved: 0 });
-        }
-    }
-    sites.sort_by_key(|site| site.offset);
-    sites
-}
-
-/// A manifest in memory that is aligned for it.
-fn manifest_words() -> Vec<u64> {
-    let sites = sites();
-    let mut header = Header::new_zeroed();
-    let start = u32::try_from(size_of::<Header>()).unwrap();
-    let sites_end = start + u32::try_from(sites.as_bytes().len()).unwrap();
-    let end = sites_end + u32::try_from(FUNCTIONS.as_bytes().len()).unwrap();
-    header.magic = MAGIC;
-    header.version = VERSION;
-    header.total_length = end;
-    header.resident_length = end;
-    header.text = Span { start: 0, end: TEXT_END };
-    header.image_end = 0x40_0000;
-    header.return_thunk = RETURN_THUNK;
-    header.return_zero = RETURN_ZERO;
-    header.sites = Table { offset: start, count: u32::try_from(sites.len()).unwrap() };
-    header.functions = Table { offset: sites_end, count: u32::try_from(FUNCTIONS.len()).unwrap() };
-    let mut bytes = Vec::new();
-    bytes.extend(header.as_bytes());
-    bytes.extend(sites.as_bytes());
-    bytes.extend(FUNCTIONS.as_bytes());
-    bytes.resize(bytes.len().next_multiple_of(8), 0);
-    bytes.chunks_exact(8).map(|word| u64::from_ne_bytes(word.try_into().unwrap())).collect()
-}
-
-fn branch(opcode: &[u8], site: &Site, target: u32) -> Vec<u8> {
-    let distance = i64::from(target) - i64::try_from(site.end()).unwrap();
-    let distance = i32::try_from(distance).unwrap().to_le_bytes();
-    [opcode, &distance].concat()
-}
-
-/// All allowed contents of a site.
-fn contents(site: &Site) -> Vec<Vec<u8>> {
-    let functions = || FUNCTIONS.into_iter().chain([RETURN_THUNK, RETURN_ZERO, LINKED_TARGET]);
-    match (SiteKind::from_number(site.kind).unwrap(), site.length) {
-        (SiteKind::JumpLabel, 2) => vec![vec![0x66, 0x90], vec![0xeb, 0x60]],
-        (SiteKind::JumpLabel, _) => {
-            vec![vec![0x0f, 0x1f, 0x44, 0, 0], branch(&[0xe9], site, site.target)]
-        }
-        (SiteKind::StaticCall, _) => functions()
-            .map(|target| branch(&[0xe8], site, target))
-            .chain([
-                vec![0x0f, 0x1f, 0x44, 0, 0],
-                vec![0x2e, 0x2e, 0x2e, 0x31, 0xc0],
-                vec![0x66, 0x66, 0x48, 0x31, 0xc0],
-            ])
-            .collect(),
-        (SiteKind::StaticTailCall, _) => functions()
-            .map(|target| branch(&[0xe9], site, target))
-            .chain([vec![0xc3, 0xcc, 0xcc, 0xcc, 0xcc], vec![0xc3, 0xcc, 0x90, 0x90, 0x90]])
-            .collect(),
-        (SiteKind::StaticConditional, _) => {
-            functions().map(|target| branch(&[0x0f, CONDITION], site, target)).collect()
-        }
-        // No write to the function tracer is legal yet.
-        (SiteKind::TracerCall, _) => vec![],
-    }
-}
-
-/// Index of the first byte of the site that is on its second page, if there is one in the tail.
-fn divided_at(site: &Site) -> Option<usize> {
-    (2..usize::from(site.length)).find(|index| (site.offset as usize + index).is_multiple_of(4096))
-}
-
-/// What `patch` promises of the bytes at a site.
-fn invariant(site: &Site, now: &[u8]) -> bool {
-    let all = contents(site);
-    let some = |range: Range<usize>| all.iter().any(|b| b[range.clone()] == now[range.clone()]);
-    let length = now.len();
-    let condition = site.length != 6 || now[1] == CONDITION;
-    let tail = some(1..length)
-        || (length == 6 && some(1..5))
-        // What more than one unknown byte of a distance leaves open is not modelled.
-        || divided_at(site).is_some_and(|middle| {
-            site.kind != SiteKind::JumpLabel as u8 || (some(1..middle) && some(middle..length))
-        });
-    some(0..length) || (now[0] == 0xcc && condition && tail)
-}
+use zerocopy::IntoBytes;
 
 struct Text {
     words: Vec<u64>,
-    bytes: Vec<u8>,
+    memory: Memory,
 }
 
 impl Text {
     /// Every site holds its first allowed content; all else is int3.
     fn new() -> Self {
-        let mut text = Self { words: manifest_words(), bytes: vec![0xcc; TEXT_END as usize] };
+        let mut text = Self { words: manifest_words(), memory: Memory::new() };
         for site in sites() {
             text.set(&site, &contents(&site)[0]);
         }
@@ -137,21 +28,28 @@ impl Text {
     }
     fn set(&mut self, site: &Site, content: &[u8]) {
         let start = site.offset as usize;
-        self.bytes[start..start + content.len()].copy_from_slice(content);
+        self.memory.text[start..start + content.len()].copy_from_slice(content);
     }
     fn get(&self, site: &Site) -> &[u8] {
-        &self.bytes[site.offset as usize..][..usize::from(site.length)]
+        &self.memory.text[site.offset as usize..][..usize::from(site.length)]
     }
-    fn judge(&self, offset: u64, bytes: &[u8]) -> Result<Legal, Refused> {
+    fn judge(&mut self, offset: u64, bytes: &[u8]) -> Result<Legal, Refused> {
+        self.judge_under(Patching::ALL, offset, bytes)
+    }
+    fn judge_under(
+        &mut self,
+        allowed: Patching,
+        offset: u64,
+        bytes: &[u8],
+    ) -> Result<Legal, Refused> {
         let manifest = Manifest::resident(self.words.as_bytes()).unwrap();
-        let read = |offset| self.bytes.get(usize::try_from(offset).ok()?).copied();
-        judge(&manifest, offset, read, bytes)
+        judge(&manifest, allowed, &mut self.memory, offset, bytes)
     }
     /// Judges a write and performs it if it is legal.
     fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<Legal, Refused> {
         let legal = self.judge(offset, bytes)?;
         let start = usize::try_from(offset).unwrap();
-        self.bytes[start..start + bytes.len()].copy_from_slice(bytes);
+        self.memory.text[start..start + bytes.len()].copy_from_slice(bytes);
         Ok(legal)
     }
 }
@@ -160,7 +58,7 @@ impl Text {
 fn tail_writes(site: &Site) -> Vec<Vec<Range<usize>>> {
     let length = usize::from(site.length);
     let mut ways = vec![vec![1..length]];
-    if let Some(middle) = divided_at(site) {
+    if let Some(middle) = divided_at(site).filter(|_| !is_tracers(site)) {
         ways.push(vec![1..middle, middle..length]);
         ways.push(vec![middle..length, 1..middle]);
     }
@@ -195,7 +93,7 @@ fn the_kernel_gets_from_every_content_to_every_other() {
 
 #[test]
 fn writing_without_the_protocol_is_refused() {
-    let text = Text::new();
+    let mut text = Text::new();
     for site in sites() {
         let start = u64::from(site.offset);
         let (from, to) = (&contents(&site)[0], &contents(&site)[1]);
@@ -230,16 +128,77 @@ fn a_condition_stays_what_it_is() {
 #[test]
 fn unknown_and_unreadable_contents_are_left_alone() {
     let mut text = Text::new();
-    let manifest_bytes = manifest_words();
-    let manifest = Manifest::resident(manifest_bytes.as_bytes()).unwrap();
     for site in sites() {
         let start = u64::from(site.offset);
-        assert_eq!(judge(&manifest, start, |_| None, &[0xcc]), Err(Refused::Unreadable));
+        let mut empty =
+            Text { memory: Memory { text: vec![], elsewhere: vec![] }, words: manifest_words() };
+        assert_eq!(empty.judge(start, &[0xcc]), Err(Refused::Unreadable));
         text.set(&site, &vec![0x11; usize::from(site.length)]);
         assert_eq!(text.judge(start, &[0xcc]), Err(Refused::UnknownContent));
         // A known opcode does not make a known content.
         text.set(&site, &contents(&site)[0][..1]);
         assert_eq!(text.judge(start, &[0xcc]), Err(Refused::UnknownContent));
+    }
+}
+
+#[test]
+fn what_looks_legal_is_refused() {
+    let mut text = Text::new();
+    for site in sites() {
+        let start = u64::from(site.offset);
+        for content in forged(&site) {
+            text.set(&site, &content);
+            assert_eq!(text.judge(start, &[0xcc]), Err(Refused::UnknownContent), "{content:x?}");
+            text.set(&site, &[&[0xcc], &content[1..]].concat());
+            assert_eq!(text.judge(start, &content[..1]), Err(Refused::IllegalBytes));
+            text.set(&site, &[0xcc, 0x1f, 0x44, 0, 0]);
+            let tail = text.judge(start + 1, &content[1..]);
+            // A jump has the tail of a call, and becomes none.
+            let refused =
+                if content[0] == 0xe9 { Ok(Legal::Tail) } else { Err(Refused::IllegalBytes) };
+            assert_eq!(tail, refused, "{site:?} {content:x?}");
+            // Places of the tracer take their tail in one piece.
+            for end in 2..4 {
+                text.set(&site, &[0xcc, 0x1f, 0x44, 0, 0]);
+                let part = &contents(&site)[0][1..end];
+                assert_eq!(text.judge(start + 1, part), Err(Refused::IllegalBytes));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_call_of_a_copy_is_judged_at_every_step() {
+    let mut text = Text::new();
+    let site = sites().into_iter().find(|site| site.kind == TRACED).unwrap();
+    let start = u64::from(site.offset);
+    let call = branch(&[0xe8], &site, COPIES[0]);
+    text.set(&site, &call);
+    assert_eq!(text.judge(start, &[0xcc]), Ok(Legal::Breakpoint));
+    text.memory.elsewhere[0].1[5] ^= 1;
+    assert_eq!(text.judge(start, &[0xcc]), Err(Refused::UnknownContent));
+    text.set(&site, &[&[0xcc], &call[1..]].concat());
+    assert_eq!(text.judge(start, &[0xe8]), Err(Refused::IllegalBytes));
+}
+
+#[test]
+fn each_kind_can_be_denied() {
+    let none = Patching { jump_label: false, static_call: false, ftrace: false };
+    let mut text = Text::new();
+    for site in sites() {
+        let allowed = match SiteKind::from_number(site.kind) {
+            Some(SiteKind::JumpLabel) => Patching { jump_label: true, ..none },
+            Some(SiteKind::TracerCall) | None => Patching { ftrace: true, ..none },
+            Some(_) => Patching { static_call: true, ..none },
+        };
+        let others = Patching {
+            jump_label: !allowed.jump_label,
+            static_call: !allowed.static_call,
+            ftrace: !allowed.ftrace,
+        };
+        let start = u64::from(site.offset);
+        assert_eq!(text.judge_under(allowed, start, &[0xcc]), Ok(Legal::Breakpoint));
+        assert_eq!(text.judge_under(others, start, &[0xcc]), Err(Refused::Policy));
     }
 }
 
@@ -269,7 +228,7 @@ fn any_write() -> impl Strategy<Value = (u64, Vec<u8>)> {
         |(site, content, start, length, noise, breakpoint)| {
             let sites = sites();
             let site = site.get(&sites);
-            let contents = contents(site);
+            let contents = [contents(site), forged(site)].concat();
             let content = content.get(&contents);
             let start = start.min(content.len() - 1);
             let end = (start + length).min(content.len());

@@ -101,24 +101,35 @@ pub fn of(summary: &Summary, layout: &Layout, settings: &[Setting]) -> Vec<Outlo
     let calls = summary.static_calls + summary.static_tail_calls + summary.static_conditionals;
     let text =
         format!("{} pages, from the first user-mode instruction on", pages(summary.text.length()));
+    let has_tracer = on("DYNAMIC_FTRACE");
+    let tracer = if has_tracer {
+        let why = "places call the tracer or an exact copy of it only; needs modules";
+        (Prospect::Enforced, format!("{} {why}", summary.traced))
+    } else {
+        absent("DYNAMIC_FTRACE")
+    };
+    let kprobes = match (on("KPROBES"), has_tracer) {
+        (false, _) => absent("KPROBES"),
+        (true, false) => (Prospect::Refused, "breakpoints in text are not allowed".into()),
+        (true, true) => {
+            let why = "refused but at the entry of a traced function, where the tracer makes them";
+            (Prospect::Partly, why.into())
+        }
+    };
+    let live_patches = if on("LIVEPATCH") {
+        (Prospect::Partly, "by the function tracer, to modules that are not authenticated".into())
+    } else {
+        absent("LIVEPATCH")
+    };
     let rows = vec![
         ("kernel text", (Prospect::Enforced, text)),
         ("read-only data", read_only(summary.rodata.length())),
         ("data that is read-only after init", after_init),
         ("static keys", sites(summary.jump_labels)),
         ("static calls", sites(calls)),
-        (
-            "function tracer",
-            refused(
-                "DYNAMIC_FTRACE",
-                &format!(
-                    "its {} sites are in the manifest, but writing them is not allowed yet",
-                    summary.traced
-                ),
-            ),
-        ),
-        ("kprobes", refused("KPROBES", "breakpoints in text are not allowed yet")),
-        ("live patches", refused("LIVEPATCH", "they need the function tracer")),
+        ("function tracer", tracer),
+        ("kprobes", kprobes),
+        ("live patches", live_patches),
         ("kernel debugger", refused("KGDB", "breakpoints in text are not allowed")),
         (
             "adding the second CPU late",

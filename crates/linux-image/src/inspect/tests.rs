@@ -29,7 +29,7 @@ fn options_are_read_from_what_they_leave_behind() {
     assert_eq!(setting(&plain, "DYNAMIC_FTRACE").on, Some(true));
     assert_eq!(setting(&plain, "RANDOMIZE_BASE").on, Some(false));
     assert_eq!(prospect(&plain, "read-only data"), Prospect::Not);
-    assert_eq!(prospect(&plain, "function tracer"), Prospect::Refused);
+    assert_eq!(prospect(&plain, "function tracer"), Prospect::Enforced);
     assert_eq!(prospect(&plain, "modules"), Prospect::Absent);
     assert_eq!(plain.keys.remark.unwrap(), "the kernel has no system_certificate_list");
 
