@@ -3,7 +3,7 @@
 //! Every key may be left out; an unknown key or value is an error that names its line.
 
 use abi::event::{Verdict, ViolationKind};
-use abi::policy::{Modules, Policy, SupervisorExec};
+use abi::policy::{HekiExec, Modules, Policy, SupervisorExec};
 use anyhow::Context;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -29,6 +29,14 @@ enum Code {
     Unauthenticated,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+enum Request {
+    Trust,
+    Verify,
+    Deny,
+}
+
 #[derive(Clone, Copy, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Reaction {
@@ -43,6 +51,7 @@ struct File {
     supervisor_exec: Option<Exec>,
     modules: Option<Code>,
     announce: Option<bool>,
+    heki_exec: Option<Request>,
     #[serde(default)]
     reactions: BTreeMap<Spanned<String>, Reaction>,
 }
@@ -84,6 +93,12 @@ pub fn parse(text: &str) -> anyhow::Result<Policy> {
         None => {}
     }
     policy.announce = file.announce.unwrap_or(policy.announce);
+    match file.heki_exec {
+        Some(Request::Trust) => policy.heki_exec = HekiExec::Trust,
+        Some(Request::Verify) => policy.heki_exec = HekiExec::Verify,
+        Some(Request::Deny) => policy.heki_exec = HekiExec::Deny,
+        None => {}
+    }
     let default = file.reactions.iter().find(|(name, _)| name.get_ref() == "default");
     if let Some((_, reaction)) = default {
         policy.reactions = [verdict(*reaction); ViolationKind::COUNT];
@@ -118,8 +133,14 @@ pub fn to_toml(policy: &Policy) -> String {
         Modules::Deny => "deny",
         Modules::Unauthenticated => "unauthenticated",
     };
+    let heki_exec = match policy.heki_exec {
+        HekiExec::Trust => "trust",
+        HekiExec::Verify => "verify",
+        HekiExec::Deny => "deny",
+    };
     let mut text = format!(
-        "supervisor_exec = \"{exec}\"\nmodules = \"{modules}\"\nannounce = {}\n\n[reactions]\n",
+        "supervisor_exec = \"{exec}\"\nmodules = \"{modules}\"\nannounce = {}\n\
+         heki_exec = \"{heki_exec}\"\n\n[reactions]\n",
         policy.announce
     );
     for (kind, reaction) in ViolationKind::ALL.iter().zip(policy.reactions) {
@@ -179,13 +200,14 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_written_is_read_back(
-            views: bool, modules: bool, announce: bool,
+            views: bool, modules: bool, announce: bool, heki_exec in 0_usize..3,
             reactions: [u8; ViolationKind::COUNT],
         ) {
             let policy = Policy {
                 supervisor_exec: if views { SupervisorExec::Views } else { SupervisorExec::Off },
                 modules: if modules { Modules::Unauthenticated } else { Modules::Deny },
                 announce,
+                heki_exec: HekiExec::ALL[heki_exec],
                 reactions: reactions.map(|n| Verdict::from_number(n % 3).unwrap()),
             };
             prop_assert_eq!(parse(&to_toml(&policy)).unwrap(), policy);

@@ -30,6 +30,23 @@ pub enum Modules {
     Unauthenticated = 1,
 }
 
+/// Whether a guest's request for execution (Heki's hypercall 14) alone makes a page code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum HekiExec {
+    /// No: the page is judged when it is executed, like any other.
+    Verify = 0,
+    /// Yes.
+    Trust = 1,
+    /// No, and a request for execution of a page that is not code is refused.
+    Deny = 2,
+}
+
+impl HekiExec {
+    /// Every value, by number.
+    pub const ALL: [Self; 3] = [Self::Verify, Self::Trust, Self::Deny];
+}
+
 /// The policy record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
@@ -42,10 +59,10 @@ pub struct Record {
     pub supervisor_exec: u8,
     /// A [`Modules`].
     pub modules: u8,
-    /// 1: show Ravelin's CPUID leaves, at the price of an exit per CPUID instruction.
+    /// 1: show Ravelin's CPUID leaves and take Heki's hypercalls, at the price of an exit per CPUID instruction.
     pub announce: u8,
-    /// Always 0.
-    pub reserved: u8,
+    /// A [`HekiExec`].
+    pub heki_exec: u8,
     /// A [`Verdict`] per [`ViolationKind`].
     pub reactions: [u8; 16],
     /// [`crate::digest`] of everything before this field.
@@ -59,8 +76,10 @@ pub struct Policy {
     pub supervisor_exec: SupervisorExec,
     /// See [`Modules`].
     pub modules: Modules,
-    /// Whether CPUID tells the guest about Ravelin.
+    /// Whether CPUID tells the guest about Ravelin, and the guest can make Heki's hypercalls.
     pub announce: bool,
+    /// See [`HekiExec`].
+    pub heki_exec: HekiExec,
     /// The reaction to each kind of violation, by its number.
     pub reactions: [Verdict; ViolationKind::COUNT],
 }
@@ -71,6 +90,7 @@ impl Default for Policy {
             supervisor_exec: SupervisorExec::Views,
             modules: Modules::Unauthenticated,
             announce: false,
+            heki_exec: HekiExec::Verify,
             reactions: [Verdict::Deny; ViolationKind::COUNT],
         }
     }
@@ -126,6 +146,10 @@ impl Policy {
                 1 => true,
                 _ => return Err(PolicyError::Value),
             },
+            heki_exec: HekiExec::ALL
+                .into_iter()
+                .find(|exec| *exec as u8 == record.heki_exec)
+                .ok_or(PolicyError::Value)?,
             reactions: [Verdict::Deny; ViolationKind::COUNT],
         };
         for (reaction, number) in policy.reactions.iter_mut().zip(record.reactions) {
@@ -142,7 +166,7 @@ impl Policy {
             supervisor_exec: self.supervisor_exec as u8,
             modules: self.modules as u8,
             announce: u8::from(self.announce),
-            reserved: 0,
+            heki_exec: self.heki_exec as u8,
             reactions: [0; 16],
             digest: 0,
         };
@@ -167,7 +191,7 @@ mod tests {
 
     #[test]
     fn a_policy_survives_the_trip() {
-        let mut policy = Policy { announce: true, ..Policy::default() };
+        let mut policy = Policy { announce: true, heki_exec: HekiExec::Deny, ..Policy::default() };
         policy.reactions[3] = Verdict::Stop;
         assert_eq!(Policy::parse(policy.to_record().as_bytes()), Ok(policy));
     }
