@@ -8,7 +8,7 @@ use crate::packages::Flavour::{self, Cloud, Generic};
 use crate::progress::Step;
 use crate::shell::guest_folder;
 use crate::test::Tally;
-use crate::{audit, ending, iso, refusals};
+use crate::{audit, ending, heki, iso, refusals};
 use abi::event::{LockReport, Verdict, ViolationKind};
 use abi::policy::{Modules, Policy, SupervisorExec};
 use anyhow::{bail, ensure};
@@ -84,7 +84,7 @@ pub fn run(built: &Built, full: bool, only: Option<&str>, tally: &mut Tally) -> 
     let logs = guest_folder("logs")?;
     let seconds = if full { 60 } else { 10 };
     let cases = cases(seconds).into_iter().chain(refusals::cases());
-    let cases = cases.chain(ending::cases()).chain(iso::cases());
+    let cases = cases.chain(ending::cases()).chain(iso::cases()).chain(heki::cases());
     let cases: Vec<Case> = cases.chain(audit::cases(full)).collect();
     let runs = cases.iter().flat_map(|case| case.on.iter().map(move |on| (case, *on)));
     for (case, on) in runs {

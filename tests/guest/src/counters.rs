@@ -39,16 +39,16 @@ static IS_INTEL: LazyLock<bool> = LazyLock::new(|| {
 });
 
 macro_rules! hypercall_by {
-    ($instruction:literal, $counter:expr) => {{
-        let mut answer = READ_COUNTER;
+    ($instruction:literal, $number:expr, $argument:expr) => {{
+        let mut answer = $number;
         // SAFETY: the hypercall changes RAX only; without a hypervisor it raises SIGILL, for which
         // `Counters::detect` has a handler. RBX is put back, since the compiler may use it.
         unsafe {
             asm!(
-                "xchg rbx, {counter}",
+                "xchg rbx, {argument}",
                 $instruction,
-                "xchg rbx, {counter}",
-                counter = inout(reg) $counter => _,
+                "xchg rbx, {argument}",
+                argument = inout(reg) $argument => _,
                 inout("rax") answer,
                 options(nostack),
             );
@@ -58,7 +58,15 @@ macro_rules! hypercall_by {
 }
 
 fn hypercall(counter: u64) -> u64 {
-    if *IS_INTEL { hypercall_by!("vmcall", counter) } else { hypercall_by!("vmmcall", counter) }
+    call(READ_COUNTER, counter)
+}
+
+fn call(number: u64, argument: u64) -> u64 {
+    if *IS_INTEL {
+        hypercall_by!("vmcall", number, argument)
+    } else {
+        hypercall_by!("vmmcall", number, argument)
+    }
 }
 
 /// What the counters held at one moment; nothing without a hypervisor.
@@ -85,6 +93,11 @@ impl Counters {
     /// One counter.
     pub fn read(&self, counter: Counter) -> Option<u64> {
         self.present.then(|| hypercall(counter as u64))
+    }
+
+    /// The answer to any hypercall.
+    pub fn call(&self, number: u64, argument: u64) -> Option<u64> {
+        self.present.then(|| call(number, argument))
     }
 
     /// The counters of exits.

@@ -8,6 +8,7 @@
 //! | `probe` | loads `/ravelin_probes.ko` and runs every attack probe |
 //! | `stress:SECONDS` | keeps all CPUs busy and checks that nothing is lost |
 //! | `bench`, `bench:quick` | runs the measured loops; `quick` a tenth of the rounds |
+//! | `heki` | makes Heki's hypercalls, right ones and wrong ones |
 //! | `idle` | never ends |
 //! | `reboot`, `poweroff` | does so at once |
 //!
@@ -17,6 +18,7 @@
 mod bench;
 mod console;
 mod counters;
+mod heki;
 mod keeper;
 mod probe;
 mod stress;
@@ -101,6 +103,7 @@ fn run_jobs(console: &Console, counters: &Counters, cpus: usize) -> Result<End> 
                     argument.parse().with_context(|| format!("`{job}`: how many seconds?"))?;
                 stress::run(console, cpus, seconds)?;
             }
+            "heki" => heki::run(console, counters)?,
             "bench" => bench::run(console, counters, argument == "quick")?,
             "idle" => {
                 console.report("idle", &json!({}))?;
@@ -113,7 +116,7 @@ fn run_jobs(console: &Console, counters: &Counters, cpus: usize) -> Result<End> 
                 end = End::Reboot;
                 break;
             }
-            _ => bail!("unknown job `{job}`: use probe, stress:SECONDS, bench, idle, ..."),
+            _ => bail!("unknown job `{job}`: use probe, stress:SECONDS, bench, heki, idle, ..."),
         }
         done += 1;
     }
