@@ -1,6 +1,5 @@
 //! End-to-end tests of Heki's hypercalls, in a guest that makes them.
 
-use crate::build::On;
 use crate::e2e::{Case, Place, case, protected, quietly};
 use crate::packages::Flavour::Cloud;
 use abi::event::{Verdict, ViolationKind};
@@ -47,20 +46,19 @@ const BARE: &str = "undefined instruction";
 
 /// All tests of this file.
 pub fn cases() -> Vec<Case> {
-    let on_qemu = |case| Case { on: &[On::Qemu], ..case };
     let mut cases = vec![
-        on_qemu(case("heki-bare", |name, place| {
+        case("heki-bare", |name, place| {
             let machine = place.built.machine(place.on, Cloud, "heki", Protection::Bare)?;
             open(name, &machine, BARE, None)
-        })),
-        on_qemu(case("heki-not-announced", |name, place| {
+        }),
+        case("heki-not-announced", |name, place| {
             let machine = protected(place, Cloud, "heki", Policy::default())?;
             open(name, &machine, NOT_ANNOUNCED, Some(-1000))
-        })),
+        }),
     ];
     for exec in [HekiExec::Verify, HekiExec::Trust] {
         let name = format!("heki-{exec:?}").to_lowercase();
-        cases.push(on_qemu(case(name, move |name, place| kept(name, place, exec))));
+        cases.push(case(name, move |name, place| kept(name, place, exec)));
     }
     cases
 }
