@@ -15,51 +15,17 @@
 #include <asm/processor-flags.h>
 
 #include "attempt.h"
+#include "heki.h"
 #include "probes.h"
 #include "tables.h"
 
-#define LOCK_CONTROL_REGISTER 13
-#define PROTECT_MEMORY 14
-#define FLAG_VERSION 1ull
-#define FLAG_ZEROS (1ull << 63)
-
-#define R 1ull
-#define W 2ull
-#define X 4ull
-#define IMMUTABLE 8ull
-
-#define VALUE 0x52415645u
-#define UNDEFINED LONG_MIN
-
-/* One page of a list, and one entry. */
-struct entry {
-	u64 start, end, permissions;
-};
-
-struct list {
-	u64 next, next_physical, count;
-	struct entry entries[169];
-};
 
 static struct list *list;
 
 static const u8 constant[2 * PAGE_SIZE] __aligned(PAGE_SIZE) = { 0 };
 static u8 after_init[2 * PAGE_SIZE] __aligned(PAGE_SIZE) __ro_after_init = { 0 };
-/* mov $VALUE, %eax; ret */
+/* mov $0x52415645, %eax; ret */
 static const u8 function[PAGE_SIZE] __aligned(PAGE_SIZE) = { 0xb8, 0x45, 0x56, 0x41, 0x52, 0xc3 };
-
-/* The answer, or UNDEFINED where there is no such instruction. */
-static long hypercall(u64 number, u64 a0, u64 a1, u64 a2)
-{
-	u64 answer = number;
-	bool done;
-
-	if (boot_cpu_data.x86_vendor == X86_VENDOR_INTEL)
-		done = ATTEMPT("vmcall", (, "+a"(answer)), ("b"(a0), "c"(a1), "d"(a2)));
-	else
-		done = ATTEMPT("vmmcall", (, "+a"(answer)), ("b"(a0), "c"(a1), "d"(a2)));
-	return done ? (long)answer : UNDEFINED;
-}
 
 /* Asks for what is in `list`. */
 static long request_list(u64 count)
@@ -377,6 +343,7 @@ static const struct probe cases[] = {
 	{ "bad-lists", "lists that are wrong, or not in RAM", bad_lists },
 	{ "own-list", "a request for the list itself", own_list },
 	{ "lock-not-widened", "more than the lock allows", lock_not_widened },
+	{ "random", "random requests on all CPUs at once", heki_random },
 	{}
 };
 
