@@ -122,6 +122,15 @@ mod tests {
         assert_eq!(set, Err(Refusal::Invalid));
     }
 
+    #[test]
+    fn a_pin_to_the_other_value_is_refused() {
+        // Another CPU may have the bit otherwise, and may have pinned it so.
+        let zero = ControlPin { must_be_one: 0, must_be_zero: cr0::WP };
+        assert_eq!(judge([0, cr0::WP, 0], |_| (CR0, zero)), Err(Refusal::Invalid));
+        let one = ControlPin { must_be_one: cr0::CD, must_be_zero: 0 };
+        assert_eq!(judge([0, cr0::CD, FLAG_ZEROS], |_| (CR0, one)), Err(Refusal::Invalid));
+    }
+
     proptest! {
         #[test]
         fn a_pin_allows_the_value_that_is_there_and_contradicts_nothing(
