@@ -3,7 +3,7 @@
 //! Every key may be left out; an unknown key or value is an error that names its line.
 
 use abi::event::{Verdict, ViolationKind};
-use abi::policy::{Modules, Patching, Policy, SupervisorExec};
+use abi::policy::{HekiExec, Modules, Patching, Policy, SupervisorExec};
 use anyhow::Context;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -68,6 +68,14 @@ struct PatchingTable {
     ftrace: Option<Choice>,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+enum Request {
+    Trust,
+    Verify,
+    Deny,
+}
+
 #[derive(Clone, Copy, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Reaction {
@@ -83,6 +91,7 @@ struct File {
     supervisor_exec: Option<Exec>,
     modules: Option<Code>,
     announce: Option<bool>,
+    heki_exec: Option<Request>,
     #[serde(default)]
     patching: PatchingTable,
     #[serde(default)]
@@ -134,6 +143,12 @@ pub fn parse(text: &str) -> anyhow::Result<Policy> {
     ] {
         *allowed = choice.map_or(*allowed, |choice| choice == Choice::Allow);
     }
+    match file.heki_exec {
+        Some(Request::Trust) => policy.heki_exec = HekiExec::Trust,
+        Some(Request::Verify) => policy.heki_exec = HekiExec::Verify,
+        Some(Request::Deny) => policy.heki_exec = HekiExec::Deny,
+        None => {}
+    }
     let default = file.reactions.iter().find(|(name, _)| name.get_ref() == "default");
     if let Some((_, reaction)) = default {
         policy.reactions = [verdict(*reaction); ViolationKind::COUNT];
@@ -168,6 +183,11 @@ pub fn to_toml(policy: &Policy) -> String {
         Modules::Deny => "deny",
         Modules::Unauthenticated => "unauthenticated",
     };
+    let heki_exec = match policy.heki_exec {
+        HekiExec::Trust => "trust",
+        HekiExec::Verify => "verify",
+        HekiExec::Deny => "deny",
+    };
     let Patching { jump_label, static_call, ftrace } = policy.patching;
     let choice = |allowed| if allowed { "\"allow\"" } else { "\"deny\"" };
     let in_vain = if ftrace && !policy.patching_in_force().ftrace {
@@ -176,7 +196,8 @@ pub fn to_toml(policy: &Policy) -> String {
         ""
     };
     let mut text = format!(
-        "supervisor_exec = \"{exec}\"\nmodules = \"{modules}\"\nannounce = {}\n\n\
+        "supervisor_exec = \"{exec}\"\nmodules = \"{modules}\"\nannounce = {}\n\
+         heki_exec = \"{heki_exec}\"\n\n\
          [patching]\njump_label = {}\nstatic_call = {}\nftrace = {}{in_vain}\n\n[reactions]\n",
         policy.announce,
         choice(jump_label),
@@ -271,6 +292,7 @@ mod tests {
         #[test]
         fn what_is_written_is_read_back(
             views: bool, modules: bool, announce: bool, patching: [bool; 3],
+            heki_exec in 0_usize..3,
             reactions: [u8; ViolationKind::COUNT],
         ) {
             let policy = Policy {
@@ -282,6 +304,7 @@ mod tests {
                     static_call: patching[1],
                     ftrace: patching[2],
                 },
+                heki_exec: HekiExec::ALL[heki_exec],
                 reactions: reactions.map(|n| Verdict::from_number(n % 3).unwrap()),
             };
             prop_assert_eq!(parse(&to_toml(&policy)).unwrap(), policy);

@@ -29,7 +29,7 @@ impl Ravelin {
         // SAFETY: the handler is async-signal-safe: it stores an atomic and edits its context.
         let before = unsafe { sigaction(Signal::SIGILL, &action) }?;
         // KVM answers -1 to any call from user mode, so one answer must be good.
-        let answers = [call(NO_COUNTER), call(Counter::SupervisorMode as u64)];
+        let answers = [NO_COUNTER, Counter::SupervisorMode as u64].map(|it| call(READ_COUNTER, it));
         // SAFETY: puts back the action that was in force.
         unsafe { sigaction(Signal::SIGILL, &before) }?;
         let [unknown, mode] = answers;
@@ -41,7 +41,12 @@ impl Ravelin {
 
     /// One counter; [`UNKNOWN`] if this Ravelin does not have it.
     pub fn read(self, counter: Counter) -> u64 {
-        call(counter as u64)
+        call(READ_COUNTER, counter as u64)
+    }
+
+    /// The answer to any hypercall that takes one argument.
+    pub fn call(self, number: u64, argument: u64) -> u64 {
+        call(number, argument)
     }
 }
 
@@ -64,16 +69,16 @@ static IS_INTEL: LazyLock<bool> = LazyLock::new(|| {
 });
 
 macro_rules! call_by {
-    ($instruction:literal, $counter:expr) => {{
-        let mut answer = READ_COUNTER;
+    ($instruction:literal, $number:expr, $argument:expr) => {{
+        let mut answer = $number;
         // SAFETY: the hypercall changes RAX only; without a hypervisor it raises SIGILL, for which
         // `Ravelin::detect` has a handler. RBX is put back, since the compiler may use it.
         unsafe {
             asm!(
-                "xchg rbx, {counter}",
+                "xchg rbx, {argument}",
                 $instruction,
-                "xchg rbx, {counter}",
-                counter = inout(reg) $counter => _,
+                "xchg rbx, {argument}",
+                argument = inout(reg) $argument => _,
                 inout("rax") answer,
                 options(nostack),
             );
@@ -82,8 +87,12 @@ macro_rules! call_by {
     }};
 }
 
-fn call(counter: u64) -> u64 {
-    if *IS_INTEL { call_by!("vmcall", counter) } else { call_by!("vmmcall", counter) }
+fn call(number: u64, argument: u64) -> u64 {
+    if *IS_INTEL {
+        call_by!("vmcall", number, argument)
+    } else {
+        call_by!("vmmcall", number, argument)
+    }
 }
 
 #[cfg(test)]

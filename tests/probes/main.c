@@ -7,6 +7,7 @@
  * /proc/ravelin_probes/run    write "name user-page", read "name, tab, result, tab, detail"
  * /proc/ravelin_probes/state  read "state, tab, kept or lost, tab, detail": no attack, a check
  *                             that the registers of this CPU survive what a hypervisor does
+ * /proc/ravelin_probes/heki   read: Heki's hypercalls, one line per case; see heki.c
  * /proc/ravelin_probes/off    any write powers off at once, even if other CPUs are dead
  */
 #include <linux/cpumask.h>
@@ -86,6 +87,11 @@ static int open_state(struct inode *inode, struct file *file)
 	return single_open(file, show_state, NULL);
 }
 
+static int open_heki(struct inode *inode, struct file *file)
+{
+	return single_open_size(file, heki_show, NULL, PAGE_SIZE * 4);
+}
+
 static const struct probe *find(const char *name)
 {
 	for (size_t i = 0; i < ARRAY_SIZE(tables); i++)
@@ -144,6 +150,13 @@ static const struct proc_ops state_ops = {
 	.proc_release = single_release,
 };
 
+static const struct proc_ops heki_ops = {
+	.proc_open = open_heki,
+	.proc_read = seq_read,
+	.proc_lseek = seq_lseek,
+	.proc_release = single_release,
+};
+
 static const struct proc_ops run_ops = {
 	.proc_read = read_run,
 	.proc_write = write_run,
@@ -170,6 +183,7 @@ static int __init probes_init(void)
 	directory = proc_mkdir("ravelin_probes", NULL);
 	if (!directory || !proc_create("list", 0400, directory, &list_ops) ||
 	    !proc_create("state", 0400, directory, &state_ops) ||
+	    !proc_create("heki", 0400, directory, &heki_ops) ||
 	    !proc_create("run", 0600, directory, &run_ops) ||
 	    !proc_create("off", 0200, directory, &off_ops)) {
 		proc_remove(directory);

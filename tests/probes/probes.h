@@ -73,4 +73,8 @@ void power_off(void);
 /* state.c: SUCCEEDED if every register was kept. */
 enum result check_state(struct run *run);
 
+/* heki.c: runs every case; "name, tab, protected or open or error, tab, detail" for each. */
+struct seq_file;
+int heki_show(struct seq_file *file, void *unused);
+
 #endif

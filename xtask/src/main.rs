@@ -9,6 +9,7 @@ mod demo;
 mod e2e;
 mod ending;
 mod guest_image;
+mod heki;
 mod iso;
 mod judge;
 mod packages;

@@ -4,7 +4,7 @@
 /// Number in RAX that asks for a counter; RBX names it (see [`Counter`]).
 pub const READ_COUNTER: u64 = 0x5256_4c4e_0000_0000;
 
-/// Answer to a number or a counter that does not exist.
+/// Answer to a counter that does not exist.
 pub const UNKNOWN: u64 = u64::MAX;
 
 /// The counters, in the order of their numbers in RBX. All are sums over the VM's vCPUs since

@@ -47,6 +47,23 @@ impl Patching {
     pub const ALL: Self = Self { jump_label: true, static_call: true, ftrace: true };
 }
 
+/// Whether a guest's request for execution (Heki's hypercall 14) alone makes a page code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum HekiExec {
+    /// No: the page is judged when it is executed, like any other.
+    Verify = 0,
+    /// Yes.
+    Trust = 1,
+    /// No, and a request for execution of a page that is not code is refused.
+    Deny = 2,
+}
+
+impl HekiExec {
+    /// Every value, by number.
+    pub const ALL: [Self; 3] = [Self::Verify, Self::Trust, Self::Deny];
+}
+
 /// The policy record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
@@ -59,7 +76,8 @@ pub struct Record {
     pub supervisor_exec: u8,
     /// A [`Modules`].
     pub modules: u8,
-    /// 1: show Ravelin's CPUID leaves, at the price of an exit per CPUID instruction.
+    /// 1: show Ravelin's CPUID leaves and take Heki's hypercalls, at the price of an exit per CPUID
+    /// instruction.
     pub announce: u8,
     /// 1: static keys may be patched.
     pub jump_label: u8,
@@ -67,8 +85,10 @@ pub struct Record {
     pub static_call: u8,
     /// 1: the function tracer may patch.
     pub ftrace: u8,
+    /// A [`HekiExec`].
+    pub heki_exec: u8,
     /// Always 0.
-    pub reserved: [u8; 6],
+    pub reserved: [u8; 5],
     /// A [`Verdict`] per [`ViolationKind`].
     pub reactions: [u8; 16],
     /// [`crate::digest`] of everything before this field.
@@ -82,10 +102,12 @@ pub struct Policy {
     pub supervisor_exec: SupervisorExec,
     /// See [`Modules`].
     pub modules: Modules,
-    /// Whether CPUID tells the guest about Ravelin.
+    /// Whether CPUID tells the guest about Ravelin, and the guest can make Heki's hypercalls.
     pub announce: bool,
     /// See [`Patching`].
     pub patching: Patching,
+    /// See [`HekiExec`].
+    pub heki_exec: HekiExec,
     /// The reaction to each kind of violation, by its number.
     pub reactions: [Verdict; ViolationKind::COUNT],
 }
@@ -97,6 +119,7 @@ impl Default for Policy {
             modules: Modules::Unauthenticated,
             announce: false,
             patching: Patching::ALL,
+            heki_exec: HekiExec::Verify,
             reactions: [Verdict::Deny; ViolationKind::COUNT],
         }
     }
@@ -161,6 +184,10 @@ impl Policy {
                 static_call: flag(record.static_call)?,
                 ftrace: flag(record.ftrace)?,
             },
+            heki_exec: HekiExec::ALL
+                .into_iter()
+                .find(|exec| *exec as u8 == record.heki_exec)
+                .ok_or(PolicyError::Value)?,
             reactions: [Verdict::Deny; ViolationKind::COUNT],
         };
         for (reaction, number) in policy.reactions.iter_mut().zip(record.reactions) {
@@ -180,7 +207,8 @@ impl Policy {
             jump_label: u8::from(self.patching.jump_label),
             static_call: u8::from(self.patching.static_call),
             ftrace: u8::from(self.patching.ftrace),
-            reserved: [0; 6],
+            heki_exec: self.heki_exec as u8,
+            reserved: [0; 5],
             reactions: [0; 16],
             digest: 0,
         };
@@ -213,7 +241,7 @@ mod tests {
 
     #[test]
     fn a_policy_survives_the_trip() {
-        let mut policy = Policy { announce: true, ..Policy::default() };
+        let mut policy = Policy { announce: true, heki_exec: HekiExec::Deny, ..Policy::default() };
         policy.reactions[3] = Verdict::Stop;
         policy.patching.static_call = false;
         assert_eq!(Policy::parse(policy.to_record().as_bytes()), Ok(policy));

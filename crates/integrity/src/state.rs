@@ -2,11 +2,11 @@
 //!
 //! What always holds, in the kernel view: no page but a released one is both writable and
 //! executable. A locked page leaves its state by release only, and the hypervisor's own memory
-//! never changes state.
+//! never changes state. What a guest has withheld from a page ([`Page`]) only takes rights away.
 
 use crate::Rights;
 
-/// What a guest page is. One byte, kept for every guest frame.
+/// What a guest page is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum PageState {
@@ -70,12 +70,6 @@ impl PageState {
     }
 }
 
-impl From<PageState> for u8 {
-    fn from(state: PageState) -> Self {
-        state as Self
-    }
-}
-
 impl TryFrom<u8> for PageState {
     type Error = ();
     fn try_from(number: u8) -> Result<Self, ()> {
@@ -103,10 +97,103 @@ pub const fn second_stage(state: PageState, view: View) -> Rights {
     }
 }
 
+/// A guest page: its state, and what the guest itself has asked to withhold. One byte, kept for
+/// every guest frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Page {
+    /// What Ravelin takes it for.
+    pub state: PageState,
+    /// Rights that a request has taken away: reading and writing from everybody, execution from the
+    /// kernel.
+    pub withheld: Rights,
+    /// No request changes `withheld` again.
+    pub immutable: bool,
+}
+
+const WITHHELD_SHIFT: u32 = 4;
+const STATE_MASK: u8 = 0xf;
+const IMMUTABLE: u8 = 1 << 7;
+
+impl Page {
+    /// A page of which no request has withheld anything.
+    pub const fn new(state: PageState) -> Self {
+        Self { state, withheld: Rights::empty(), immutable: false }
+    }
+
+    /// The same page in another state. One that is released is free of requests as well.
+    #[must_use]
+    pub fn with_state(self, state: PageState) -> Self {
+        if state == PageState::Released { Self::new(state) } else { Self { state, ..self } }
+    }
+
+    /// What the second stage allows: what the state allows, less what is withheld.
+    pub const fn allows(self, view: View) -> Rights {
+        let withheld = match view {
+            View::Kernel => self.withheld,
+            // The guest asks for its kernel; where one table serves both it cannot.
+            View::User | View::Single => self.withheld.difference(Rights::EXECUTE),
+        };
+        second_stage(self.state, view).difference(withheld)
+    }
+
+    /// Whether a request forbids this to the kernel.
+    pub const fn withholds(self, right: Rights) -> bool {
+        self.withheld.intersects(right)
+    }
+}
+
+impl From<Page> for u8 {
+    fn from(page: Page) -> Self {
+        let immutable = if page.immutable { IMMUTABLE } else { 0 };
+        page.state as Self | page.withheld.bits() << WITHHELD_SHIFT | immutable
+    }
+}
+
+impl TryFrom<u8> for Page {
+    type Error = ();
+    fn try_from(byte: u8) -> Result<Self, ()> {
+        Ok(Self {
+            state: PageState::try_from(byte & STATE_MASK)?,
+            withheld: Rights::from_bits_truncate((byte & !IMMUTABLE) >> WITHHELD_SHIFT),
+            immutable: byte & IMMUTABLE != 0,
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::string::String;
+
+    #[test]
+    fn a_page_is_a_byte() {
+        let mut pages = 0;
+        for byte in 0..=u8::MAX {
+            let page = Page::try_from(byte);
+            assert_eq!(page.is_ok(), byte & 0xf < 6);
+            if let Ok(page) = page {
+                assert_eq!(u8::from(page), byte);
+                pages += 1;
+            }
+        }
+        assert_eq!(pages, 6 * 8 * 2);
+    }
+
+    #[test]
+    fn what_is_withheld_is_not_allowed_and_nothing_else_changes() {
+        for page in (0..=u8::MAX).filter_map(|byte| Page::try_from(byte).ok()) {
+            for view in [View::Kernel, View::User, View::Single] {
+                let full = second_stage(page.state, view);
+                let taken = match view {
+                    View::Kernel => page.withheld,
+                    View::User | View::Single => page.withheld - Rights::EXECUTE,
+                };
+                assert_eq!(page.allows(view), full - taken);
+            }
+            assert_eq!(page.with_state(PageState::Released), Page::new(PageState::Released));
+            assert_eq!(page.with_state(PageState::Code).withheld, page.withheld);
+        }
+    }
 
     fn text(rights: Rights) -> String {
         let letter = |right, letter| if rights.contains(right) { letter } else { '-' };

@@ -26,6 +26,10 @@ pub mod cr0 {
     pub const NE: u64 = 1 << 5;
     /// Supervisor writes obey read-only pages.
     pub const WP: u64 = 1 << 16;
+    /// User code's unaligned accesses fault where it asks for that.
+    pub const AM: u64 = 1 << 18;
+    /// Not write-through.
+    pub const NW: u64 = 1 << 29;
     /// Cache disable.
     pub const CD: u64 = 1 << 30;
     /// Paging.
@@ -34,8 +38,14 @@ pub mod cr0 {
 
 /// CR4 bits (APM 3.1.3).
 pub mod cr4 {
+    /// Virtual-8086 mode extensions.
+    pub const VME: u64 = 1 << 0;
+    /// Protected-mode virtual interrupts.
+    pub const PVI: u64 = 1 << 1;
     /// Physical-address extension.
     pub const PAE: u64 = 1 << 5;
+    /// User code reads performance counters.
+    pub const PCE: u64 = 1 << 8;
     /// SSE state is saved by FXSAVE.
     pub const OSFXSR: u64 = 1 << 9;
     /// SSE exceptions are reported as #XF.

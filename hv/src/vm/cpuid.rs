@@ -1,5 +1,7 @@
 //! What CPUID tells a guest where it exits: the CPU's own answers without VMX and SVM, and, if the
-//! policy announces Ravelin, a hypervisor leaf of its own.
+//! policy announces Ravelin, a hypervisor leaf of its own, and KVM's behind it: Heki's guest part
+//! looks for that, in steps of 0x100 (Linux, `hypervisor_cpuid_base`). It says that none of KVM's
+//! features are there.
 
 use crate::cpu::instructions::{CpuidResult, cpuid};
 use x86_defs::cr4;
@@ -8,6 +10,8 @@ const FEATURES: u32 = 1;
 // Bits that AMD's CPUs have clear: VMX and SMX, and what makes an Intel CPU itself write to
 // physical addresses that the guest names, which the second stage does not bind.
 const VMX: u32 = 5;
+const X2APIC: u32 = 21;
+const HYPERVISOR_PRESENT: u32 = 31;
 const SMX: u32 = 6;
 const HARDWARE_FEEDBACK: u32 = 19;
 const THREAD_DIRECTOR: u32 = 23;
@@ -19,6 +23,8 @@ const AMD_FEATURES: u32 = 0x8000_0001;
 const SVM_FEATURES: u32 = 0x8000_000a;
 /// First of the leaves that belong to the hypervisor.
 const HYPERVISOR: u32 = 0x4000_0000;
+const KVM: u32 = HYPERVISOR + 0x100;
+const KVM_FEATURES: u32 = KVM + 1;
 const HYPERVISOR_LAST: u32 = 0x4000_ffff;
 
 /// The answer to CPUID with EAX = `leaf`, ECX = `subleaf` in a guest with this CR4.
@@ -33,6 +39,11 @@ pub fn answer(leaf: u32, subleaf: u32, announce: bool, guest_cr4: impl Fn() -> u
             set_bit(&mut answer.ecx, 27, guest_cr4() & cr4::OSXSAVE != 0);
             set_bit(&mut answer.ecx, VMX, false);
             set_bit(&mut answer.ecx, SMX, false);
+            if announce {
+                set_bit(&mut answer.ecx, HYPERVISOR_PRESENT, true);
+                // Under KVM Linux switches to it, which the pinned APIC_BASE forbids.
+                set_bit(&mut answer.ecx, X2APIC, false);
+            }
         }
         EXTENDED_FEATURES if subleaf == 0 => {
             set_bit(&mut answer.ecx, 4, guest_cr4() & cr4::PKE != 0);
@@ -61,6 +72,12 @@ fn hypervisor_leaf(leaf: u32) -> CpuidResult {
             ebx: text(b"Rave"),
             ecx: text(b"linR"),
             edx: text(b"avel"),
+        },
+        KVM => CpuidResult {
+            eax: KVM_FEATURES,
+            ebx: text(b"KVMK"),
+            ecx: text(b"VMKV"),
+            edx: text(b"M\0\0\0"),
         },
         _ => CpuidResult { eax: 0, ebx: 0, ecx: 0, edx: 0 },
     }

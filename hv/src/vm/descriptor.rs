@@ -7,7 +7,8 @@ use crate::vcpu::Vcpu;
 use crate::vendor::{Exception, Vendor};
 use abi::event::ViolationKind;
 use addr::Gva;
-use integrity::state::PageState;
+use integrity::Rights;
+use integrity::state::View;
 use x86_decode::{Destination, Operation, Table};
 
 /// LGDT, LIDT, LLDT or LTR, after the lock; where loads and stores exit together, SGDT, SIDT, SLDT
@@ -91,11 +92,11 @@ fn write(vcpu: &Vcpu<impl Vendor>, start: Gva, bytes: &[u8]) -> Option<()> {
     let target = |gva| {
         let translation = guest::translate(vcpu, gva)?;
         let frame = translation.gpa.frame();
-        let state = memory.state(frame)?;
+        let page = memory.page(frame)?;
         (translation.rights.write
             && (translation.rights.user || vcpu.cpl() < 3)
             && vcpu.vm.is_ram(frame)
-            && matches!(state, PageState::Data | PageState::Released))
+            && page.allows(View::Kernel).contains(Rights::WRITE))
         .then_some(translation.gpa)
     };
     for (offset, _) in (0..).zip(bytes) {

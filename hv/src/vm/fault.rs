@@ -10,7 +10,8 @@ use crate::vendor::{Access, Exception, Vendor};
 use abi::event::ViolationKind;
 use abi::hypercall::Counter;
 use addr::{FrameRange, Gpa, Gva};
-use integrity::state::{PageState, View};
+use integrity::Rights;
+use integrity::state::{Page, PageState, View};
 use x86_decode::Operation;
 
 /// Handles a fault: after it the guest retries, goes on behind the instruction, or takes #GP.
@@ -57,8 +58,19 @@ fn fetch(vcpu: &mut Vcpu<impl Vendor>, access: Access) {
         vcpu.shared().count(Counter::NestedFault);
         return if vcpu.cpl() == 3 { lock::arm(vcpu) } else { learn::allow(vcpu, access.gpa) };
     }
-    let state = vm.memory.lock().state(access.gpa.frame());
-    let wanted = match state {
+    let page = vm.memory.lock().page(access.gpa.frame());
+    let withheld = page.is_some_and(|page| page.withholds(Rights::EXECUTE));
+    let wanted = match page.map(|page| page.state) {
+        Some(_) if withheld && vcpu.cpl() < 3 => {
+            vcpu.shared().count(Counter::NestedFault);
+            return promote::on_execution(vcpu, access.gpa);
+        }
+        Some(PageState::Code | PageState::LockedCode) if withheld => {
+            // Code is for the kernel, and that does not want it executed any more.
+            vcpu.shared().count(Counter::NestedFault);
+            return vcpu.inject(Exception::GeneralProtection);
+        }
+        Some(PageState::Released) if withheld => View::User,
         Some(PageState::Code | PageState::LockedCode) => View::Kernel,
         Some(PageState::Data | PageState::LockedReadOnly) if vcpu.cpl() == 3 => View::User,
         Some(PageState::Released) => vcpu.view(),
@@ -93,23 +105,26 @@ fn write(vcpu: &mut Vcpu<impl Vendor>, access: Access) {
     }
     let vm = vcpu.vm;
     let mut memory = vm.memory.lock();
-    match memory.state(frame) {
-        Some(state) if state.is_locked() && access.table_walk => {
-            drop(memory);
-            table_walk(vcpu, access, state);
+    match memory.page(frame) {
+        Some(page) if page.state.is_locked() || page.withholds(Rights::WRITE) => {
+            if access.table_walk {
+                drop(memory);
+                table_walk(vcpu, access, page.state);
+            } else {
+                text::write(vcpu, &mut memory, access.gpa, page.state);
+            }
         }
-        Some(state) if state.is_locked() => text::write(vcpu, &mut memory, access.gpa, state),
-        Some(PageState::Code) => promote::demote(vcpu, &mut memory, frame),
+        Some(Page { state: PageState::Code, .. }) => promote::demote(vcpu, &mut memory, frame),
         // Another CPU has just allowed it.
         _ => vcpu.request_flush(),
     }
 }
 
 /// The guest's own page walk would write an accessed or dirty bit into a locked page: a page table
-/// was put there.
+/// was put there, or a request made it read-only.
 fn table_walk(vcpu: &mut Vcpu<impl Vendor>, access: Access, state: PageState) {
     let kind = match state {
-        PageState::LockedCode => ViolationKind::WriteText,
+        PageState::LockedCode | PageState::Code => ViolationKind::WriteText,
         _ => ViolationKind::WriteRodata,
     };
     let old = old_value(vcpu, access.gpa);

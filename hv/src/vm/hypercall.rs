@@ -1,6 +1,7 @@
-//! Ravelin's hypercall ([`abi::hypercall`]): a guest, at any privilege level, reads counters.
+//! Hypercalls by number: Ravelin's own ([`abi::hypercall`]), by which a guest reads counters at any
+//! privilege level; all others are [`heki`]'s.
 
-use super::Stage;
+use super::{Stage, heki};
 use crate::cpu;
 use crate::memory::pool;
 use crate::report;
@@ -26,7 +27,8 @@ const KINDS: [Counter; 10] = [
 pub fn handle(vcpu: &mut Vcpu<impl Vendor>) {
     let answer = match (vcpu.gpr(0), Counter::from_number(vcpu.gpr(3))) {
         (READ_COUNTER, Some(counter)) => read(vcpu, counter),
-        _ => UNKNOWN,
+        (READ_COUNTER, None) => UNKNOWN,
+        (number, _) => heki::handle(vcpu, number),
     };
     vcpu.set_gpr(0, answer);
 }

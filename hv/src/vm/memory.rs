@@ -16,7 +16,7 @@ use arrayvec::ArrayVec;
 use frames::{Audit, AuditedLeaf, Finding, FrameStates};
 use integrity::Rights;
 use integrity::rights::{Counters, storage_bytes};
-use integrity::state::{PageState, View};
+use integrity::state::{Page, PageState, View};
 use mtrr::MemoryTypes;
 use paging::guest::Buffers;
 use paging::{Due, Flushed, Format, Level, PageTable, PagingError, Removed};
@@ -33,7 +33,7 @@ pub struct Memory<V: Vendor> {
     user: Option<PageTable<V::Table>>,
     ram: Ram,
     types: &'static MemoryTypes,
-    states: FrameStates<'static, PageState>,
+    states: FrameStates<'static, Page>,
     counters: &'static mut [u8],
     ram_end: Gfn,
     /// Room for walking the guest's tables.
@@ -67,7 +67,7 @@ impl<V: Vendor> Memory<V> {
             separation,
             kernel: table()?,
             user: if separation == Separation::Views { Some(table()?) } else { None },
-            states: FrameStates::new(Gfn::new(0), states, PageState::Data),
+            states: FrameStates::new(Gfn::new(0), states, Page::new(PageState::Data)),
             counters,
             ram_end,
             buffers,
@@ -75,7 +75,7 @@ impl<V: Vendor> Memory<V> {
             types,
         };
         for frame in own.iter().flat_map(|range| range.iter()) {
-            let _ = memory.states.set(frame, PageState::Own);
+            let _ = memory.states.set(frame, Page::new(PageState::Own));
         }
         Ok(memory)
     }
@@ -95,6 +95,11 @@ impl<V: Vendor> Memory<V> {
 
     /// The state of a frame; `None` for device memory.
     pub fn state(&self, frame: Gfn) -> Option<PageState> {
+        self.page(frame).map(|page| page.state)
+    }
+
+    /// State of a frame, and what a request withholds from it; `None` for device memory.
+    pub fn page(&self, frame: Gfn) -> Option<Page> {
         self.states.get(frame)
     }
 
@@ -202,7 +207,7 @@ impl<V: Vendor> Memory<V> {
         &mut self,
         mut flush: impl FnMut(Due<'_>) -> Flushed<'_>,
     ) -> Result<(), PagingError> {
-        let rights = Allowed::of(PageState::Data, self.separation);
+        let rights = Allowed::of(Page::new(PageState::Data), self.separation);
         for index in 0..self.ram.len() {
             let Some(range) = self.ram.get(index).copied() else { continue };
             self.protect(range, rights)?.release(&mut Tables, &mut flush);
@@ -210,8 +215,8 @@ impl<V: Vendor> Memory<V> {
         Ok(())
     }
 
-    /// Gives every page of `range` a new state, and the rights that follow from it in every view,
-    /// then waits until no CPU uses the old ones.
+    /// Gives every page of `range` a new state, and the rights that follow from it and from what is
+    /// withheld in every view, then waits until no CPU uses the old ones.
     ///
     /// # Errors
     /// A page is not RAM of the guest, or out of table pages.
@@ -221,11 +226,32 @@ impl<V: Vendor> Memory<V> {
         state: PageState,
         mut flush: impl FnMut(Due<'_>) -> Flushed<'_>,
     ) -> Result<(), PagingError> {
-        self.protect(range, Allowed::of(state, self.separation))?.release(&mut Tables, &mut flush);
-        for frame in range.iter() {
-            let _ = self.states.set(frame, state);
+        let mut start = range.start;
+        while start < range.end {
+            let before = self.page(start).unwrap_or(Page::new(state));
+            let mut rest = FrameRange::new(start.plus(1), range.end).iter();
+            let end = rest.find(|frame| self.page(*frame) != Some(before)).unwrap_or(range.end);
+            self.set_page(FrameRange::new(start, end), before.with_state(state), &mut flush)?;
+            start = end;
         }
         self.collapse(range, flush)
+    }
+
+    /// Makes every page of `range` the same, then waits until no CPU uses the old rights.
+    ///
+    /// # Errors
+    /// As for `set_state`.
+    pub fn set_page(
+        &mut self,
+        range: FrameRange<GuestPhysical>,
+        page: Page,
+        mut flush: impl FnMut(Due<'_>) -> Flushed<'_>,
+    ) -> Result<(), PagingError> {
+        self.protect(range, Allowed::of(page, self.separation))?.release(&mut Tables, &mut flush);
+        for frame in range.iter() {
+            let _ = self.states.set(frame, page);
+        }
+        Ok(())
     }
 
     /// Takes write and execute rights of data pages away, so that they can be judged. The states
@@ -281,7 +307,10 @@ impl<V: Vendor> Memory<V> {
     }
 
     /// Makes large leaves again where whole blocks have the same rights.
-    fn collapse(
+    ///
+    /// # Errors
+    /// Part of the range is not mapped.
+    pub fn collapse(
         &mut self,
         range: FrameRange<GuestPhysical>,
         mut flush: impl FnMut(Due<'_>) -> Flushed<'_>,

@@ -2,13 +2,14 @@
 //!
 //! Reading order: [`exits`], [`memory`] (second stage and page states), [`learn`] (before the lock), [`lock`] and [`survey`],
 //! [`fault`] (the verdict on an access), [`promote`], [`text`] (patching), [`registers`],
-//! [`descriptor`] and [`pins`], [`violation`].
+//! [`descriptor`] and [`pins`], [`violation`], [`heki`] (what the guest itself asks for).
 
 pub mod cpuid;
 pub mod descriptor;
 pub mod exits;
 pub mod fault;
 pub mod guest;
+pub mod heki;
 pub mod hypercall;
 pub mod learn;
 pub mod lock;
@@ -80,6 +81,8 @@ pub struct Vm<V: Vendor> {
     pub ram: Ram,
     /// Second stage and page states.
     pub memory: SpinMutex<Memory<V>>,
+    /// What the guest has asked to pin of CR0 and CR4.
+    pub requested: pins::Requested,
     separation: Separation,
     roots: [Hfn; 2],
     stage: AtomicU32,
@@ -98,6 +101,7 @@ impl<V: Vendor> Vm<V> {
             policy,
             manifest,
             ram,
+            requested: pins::Requested::default(),
             separation: memory.separation(),
             memory: SpinMutex::new(memory),
             roots,

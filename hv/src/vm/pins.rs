@@ -1,6 +1,7 @@
-//! The pinned values of one vCPU, captured at the lock.
+//! The pinned values of one vCPU, captured at the lock, and what the guest pins for all.
 
 use crate::vendor::Vendor;
+use core::sync::atomic::{AtomicU64, Ordering};
 use integrity::pins::{ControlPin, MsrPins, SelectorPin, TablePin, cr0_pin, cr4_pin, efer_pin};
 use x86_decode::Table;
 
@@ -41,6 +42,45 @@ impl Pins {
             idtr: table(Table::Idtr),
             ldtr: SelectorPin { selector: vcpu.selector(Table::Ldtr) },
             tr: SelectorPin { selector: vcpu.selector(Table::Tr) },
+        }
+    }
+}
+
+/// Pins on CR0 and CR4 that the guest asked for, for all vCPUs. They only grow.
+#[derive(Debug, Default)]
+pub struct Requested {
+    zero: Bits,
+    four: Bits,
+}
+
+#[derive(Debug, Default)]
+struct Bits {
+    one: AtomicU64,
+    zero: AtomicU64,
+}
+
+impl Requested {
+    fn bits(&self, register: u8) -> Option<&Bits> {
+        match register {
+            0 => Some(&self.zero),
+            4 => Some(&self.four),
+            _ => None,
+        }
+    }
+
+    /// The pin on CR0 or CR4, by number; nothing on others.
+    pub fn pin(&self, register: u8) -> ControlPin {
+        let load = |bits: &AtomicU64| bits.load(Ordering::SeqCst);
+        self.bits(register).map_or(ControlPin { must_be_one: 0, must_be_zero: 0 }, |bits| {
+            ControlPin { must_be_one: load(&bits.one), must_be_zero: load(&bits.zero) }
+        })
+    }
+
+    /// Adds to the pin on CR0 or CR4.
+    pub fn add(&self, register: u8, pin: ControlPin) {
+        if let Some(bits) = self.bits(register) {
+            bits.one.fetch_or(pin.must_be_one, Ordering::SeqCst);
+            bits.zero.fetch_or(pin.must_be_zero, Ordering::SeqCst);
         }
     }
 }

@@ -31,16 +31,19 @@ struct Run {
     frames: FrameRange<addr::GuestPhysical>,
 }
 
-/// CPL 0 executes a page that is not code.
+/// CPL 0 executes a page that is not code, or from which a request withholds execution.
 pub fn on_execution(vcpu: &mut Vcpu<impl Vendor>, gpa: Gpa) {
     let vm = vcpu.vm;
     let mut memory = vm.memory.lock();
     let frame = gpa.frame();
-    if memory.state(frame) == Some(PageState::Code) {
+    let page = memory.page(frame);
+    let withheld = page.is_some_and(|page| page.withholds(Rights::EXECUTE));
+    let is = |state| !withheld && page.is_some_and(|page| page.state == state);
+    if is(PageState::Code) {
         // Another CPU was faster.
         return vcpu.request_flush();
     }
-    if is_init_text(vm, gpa) && memory.state(frame) == Some(PageState::Data) {
+    if is_init_text(vm, gpa) && is(PageState::Data) {
         let page = FrameRange::with_count(frame, 1);
         let _ = memory.set_state(page, PageState::Code, flusher(vm, vcpu.index));
         return vcpu.request_flush();
@@ -98,7 +101,9 @@ fn run_around<V: Vendor>(vcpu: &Vcpu<V>, memory: &Memory<V>, gva: Gva, gpa: Gpa)
             && !rights.write
             && !rights.user
             && vm.is_ram(expected)
-            && memory.state(expected) == Some(PageState::Data);
+            && memory.page(expected).is_some_and(|page| {
+                page.state == PageState::Data && !page.withholds(Rights::EXECUTE)
+            });
         same.then_some((gva, expected))
     };
     let (mut gva, mut first) = fits(0)?;

@@ -51,7 +51,8 @@ pub fn control(vcpu: &mut Vcpu<impl Vendor>) {
         return vcpu.inject(Exception::GeneralProtection);
     }
     let pin = vcpu.pins.as_ref().map(|pins| if register == 0 { pins.cr0 } else { pins.cr4 });
-    let broken = if register == 3 { 0 } else { pin.map_or(0, |pin| pin.broken_by(value)) };
+    let locked = if register == 3 { 0 } else { pin.map_or(0, |pin| pin.broken_by(value)) };
+    let broken = locked | vcpu.vm.requested.pin(register).broken_by(value);
     if broken != 0 {
         let attempt = attempt(ViolationKind::ControlRegister, u32::from(register), old, value);
         if !is_let_through(vcpu, attempt) {

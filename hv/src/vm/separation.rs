@@ -8,7 +8,7 @@ use crate::vendor::{SplitExecution, Vendor};
 use abi::hypercall::SupervisorMode;
 use abi::policy::SupervisorExec;
 use integrity::Rights;
-use integrity::state::{PageState, View, second_stage};
+use integrity::state::{Page, View};
 
 /// The way in force.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,14 +70,13 @@ impl Allowed {
         Self { kernel: rights, user: rights }
     }
 
-    /// By the page's state, after the lock.
-    pub const fn of(state: PageState, separation: Separation) -> Self {
+    /// By the page's state and what is withheld, after the lock.
+    pub const fn of(page: Page, separation: Separation) -> Self {
         match separation {
-            Separation::None => Self::both(second_stage(state, View::Single)),
-            Separation::Views | Separation::Table(_) => Self {
-                kernel: second_stage(state, View::Kernel),
-                user: second_stage(state, View::User),
-            },
+            Separation::None => Self::both(page.allows(View::Single)),
+            Separation::Views | Separation::Table(_) => {
+                Self { kernel: page.allows(View::Kernel), user: page.allows(View::User) }
+            }
         }
     }
 

@@ -1,4 +1,4 @@
-//! Writes to locked pages: performed by the hypervisor if they are a legal step at a patch site of
+//! Writes to pages that are locked, or from which a request withholds writing: performed by the hypervisor if they are a legal step at a patch site of
 //! the manifest ([`integrity::patch`]), refused otherwise.
 //!
 //! The VM's memory lock is held from the judgement to the write, and the guest cannot write the
@@ -20,7 +20,7 @@ use integrity::patch;
 use integrity::state::PageState;
 use x86_decode::Operation;
 
-/// A write at `gpa`, in a page whose locked state is `state`.
+/// A write at `gpa`, in a page of this state that the guest must not write.
 pub fn write<V: Vendor>(vcpu: &mut Vcpu<V>, memory: &mut Memory<V>, gpa: Gpa, state: PageState) {
     let instruction = guest::fetch(vcpu);
     let store = instruction.and_then(|instruction| Store::of(vcpu, &instruction));
@@ -121,7 +121,7 @@ fn describe(
     let at_site = offset.is_some_and(|offset| patch::covers(&vcpu.vm.manifest, offset, size));
     let kind = match state {
         PageState::LockedCode if at_site => ViolationKind::Patch,
-        PageState::LockedCode => ViolationKind::WriteText,
+        PageState::LockedCode | PageState::Code => ViolationKind::WriteText,
         _ => ViolationKind::WriteRodata,
     };
     let size = u32::try_from(size).unwrap_or(u32::MAX);

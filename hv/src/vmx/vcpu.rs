@@ -10,6 +10,7 @@ use crate::cpu::instructions::{read_msr, write_msr};
 use crate::vendor::{Exception, Exit, HiddenMsr, Settings, SplitExecution, Start, Vendor};
 use crate::vm::Ram;
 use addr::{Gva, Hfn};
+use heki::control::{CR0_ONES, CR0_ZEROS, CR4_ONES, CR4_ZEROS};
 use integrity::pins::{cr0_pin, cr4_pin};
 use mtrr::MemoryTypes;
 use paging::Ept;
@@ -348,14 +349,15 @@ impl Vendor for Vmx {
         u16::from_le_bytes([low, high])
     }
 
-    /// Only writes that change a pinned bit exit: the guest reads, and writes the rest, by itself.
+    /// Only writes that change a bit that is pinned, or that the guest can ask to pin, exit: the guest reads, and writes the rest, by itself.
     fn lock(&mut self) {
         let (zero, four) = (self.control_register(0), self.control_register(4));
         let (pin0, pin4) = (cr0_pin(zero), cr4_pin(four));
         vmwrite(field::CR0_SHADOW, zero);
-        vmwrite(field::CR0_MASK, pin0.must_be_one | pin0.must_be_zero);
+        let asked = CR0_ONES | CR0_ZEROS;
+        vmwrite(field::CR0_MASK, pin0.must_be_one | pin0.must_be_zero | asked);
         vmwrite(field::CR4_SHADOW, four);
-        let own = cr4::VMXE | cr4::SMXE;
+        let own = cr4::VMXE | cr4::SMXE | CR4_ONES | CR4_ZEROS;
         vmwrite(field::CR4_MASK, pin4.must_be_one | pin4.must_be_zero | own);
         vmwrite(field::MSR_BITMAP, self.maps.msr_locked.raw());
         self.controls.secondary |= secondary::DESCRIPTOR_TABLE_EXITING;

@@ -30,6 +30,11 @@ impl Counters {
         self.ravelin.map(|ravelin| ravelin.read(counter))
     }
 
+    /// The answer to any hypercall.
+    pub fn call(&self, number: u64, argument: u64) -> Option<u64> {
+        self.ravelin.map(|ravelin| ravelin.call(number, argument))
+    }
+
     /// The counters of exits.
     pub fn snapshot(&self) -> Snapshot {
         let read = |ravelin: Ravelin| exit_kinds().map(|kind| ravelin.read(kind)).collect();

@@ -9,6 +9,7 @@
 //! | `stress:SECONDS` | keeps all CPUs busy and checks that nothing is lost |
 //! | `trace:ROUNDS` | uses the function tracer |
 //! | `bench`, `bench:quick` | runs the measured loops; `quick` a tenth of the rounds |
+//! | `heki` | makes Heki's hypercalls, right ones and wrong ones |
 //! | `idle` | never ends |
 //! | `reboot`, `poweroff` | does so at once |
 //!
@@ -18,6 +19,7 @@
 mod bench;
 mod console;
 mod counters;
+mod heki;
 mod keeper;
 mod probe;
 mod stress;
@@ -118,6 +120,7 @@ fn run_jobs(console: &Console, counters: &Counters, cpus: usize) -> Result<End> 
                     argument.parse().with_context(|| format!("`{job}`: how many rounds?"))?;
                 trace::run(console, rounds)?;
             }
+            "heki" => heki::run(console, counters)?,
             "bench" => bench::run(console, counters, argument == "quick")?,
             "idle" => {
                 console.report("idle", &json!({}))?;
@@ -131,7 +134,7 @@ fn run_jobs(console: &Console, counters: &Counters, cpus: usize) -> Result<End> 
                 break;
             }
             _ => bail!(
-                "unknown job `{job}`: use probe, stress:SECONDS, trace:ROUNDS, bench, idle, ..."
+                "unknown job `{job}`: use probe, stress:SECONDS, trace:ROUNDS, bench, heki, idle, ..."
             ),
         }
         done += 1;

@@ -1,0 +1,124 @@
+//! Heki's hypercalls ([`heki`]), for a guest that asks for its own protection.
+//!
+//! The kernel asks at the end of its boot, before its first process. That is the moment that the
+//! lock waits for, so the first request arms it, and what is asked for comes on top.
+
+use super::lock::{self, flusher};
+use super::memory::Memory;
+use super::separation::Separation;
+use super::{Stage, Vm};
+use crate::report;
+use crate::vcpu::Vcpu;
+use crate::vendor::Vendor;
+use addr::{FrameRange, Gfn, Gpa, GuestPhysical};
+use heki::Refusal;
+use heki::control::{self, Request};
+use heki::list::Buffer;
+use heki::memory::{Gate, Rules, protect};
+use integrity::state::Page;
+use spin::mutex::SpinMutex;
+use x86_decode::Mode;
+
+/// RBX, RCX and RDX by their encoding, in KVM's order of arguments.
+const ARGUMENTS: [usize; 3] = [3, 1, 2];
+
+/// The copy of the request that is judged; one at a time.
+static REQUEST: SpinMutex<Buffer> = SpinMutex::new(Buffer::new());
+
+/// Answers hypercall `number`: the value for RAX.
+pub fn handle(vcpu: &mut Vcpu<impl Vendor>, number: u64) -> u64 {
+    let known = matches!(number, heki::LOCK_CONTROL_REGISTER | heki::PROTECT_MEMORY);
+    let answer = if !known || !vcpu.vm.policy.announce {
+        Err(Refusal::NoSuchCall)
+    } else if vcpu.cpl() != 0 {
+        Err(Refusal::NotPermitted)
+    } else if number == heki::LOCK_CONTROL_REGISTER {
+        lock_register(vcpu)
+    } else {
+        protect_memory(vcpu)
+    };
+    answer.unwrap_or_else(Refusal::to_rax)
+}
+
+/// Outside of 64-bit mode an argument has 32 bits.
+fn arguments(vcpu: &Vcpu<impl Vendor>) -> [u64; 3] {
+    let mask = if vcpu.registers().mode == Mode::Bits64 { u64::MAX } else { u64::from(u32::MAX) };
+    ARGUMENTS.map(|register| vcpu.gpr(register) & mask)
+}
+
+fn arm(vcpu: &mut Vcpu<impl Vendor>) {
+    if vcpu.vm.stage() == Stage::Boot {
+        lock::arm(vcpu);
+    }
+}
+
+fn lock_register(vcpu: &mut Vcpu<impl Vendor>) -> Result<u64, Refusal> {
+    let vm = vcpu.vm;
+    let arguments = arguments(vcpu);
+    let judge = |vcpu: &Vcpu<_>| {
+        control::judge(arguments, |register| {
+            (vcpu.control_register(register), vm.requested.pin(register))
+        })
+    };
+    if judge(vcpu)? == Request::Version {
+        return Ok(heki::VERSION);
+    }
+    arm(vcpu);
+    // Held from the judgement to the change, so that no other vCPU pins the opposite.
+    let _memory = vm.memory.lock();
+    if let Request::Pin { register, pin } = judge(vcpu)? {
+        vm.requested.add(register, pin);
+    }
+    Ok(0)
+}
+
+fn protect_memory<V: Vendor>(vcpu: &mut Vcpu<V>) -> Result<u64, Refusal> {
+    let vm = vcpu.vm;
+    let [first, ..] = arguments(vcpu);
+    let mut request = REQUEST.lock();
+    let list = request.read(Gpa::new(first), |from, to| copy(vcpu, from, to))?;
+    arm(vcpu);
+    let rules = Rules {
+        // No leaf is made that can be executed and not read.
+        execute_only: false,
+        separates_execution: vm.separation() != Separation::None,
+        exec: vm.policy.heki_exec,
+    };
+    let mut memory = vm.memory.lock();
+    let mut pages = Pages { memory: &mut memory, vm, index: vcpu.index };
+    let answer = protect(&list, &vm.ram, rules, &mut pages);
+    vcpu.request_flush();
+    answer.map(|()| 0)
+}
+
+/// Copies what is at `from`, if all of it is RAM of the guest.
+fn copy(vcpu: &Vcpu<impl Vendor>, from: Gpa, to: &mut [u8]) -> bool {
+    let length = to.len() as u64;
+    let wraps = from.checked_add(length).is_none();
+    let mut frames = FrameRange::covering(from, length).iter();
+    !wraps
+        && frames.all(|frame| vcpu.vm.is_ram(frame))
+        && vcpu.physical().read(from.identity(), to).is_ok()
+}
+
+/// The guest's pages, locked from the judgement to the last change.
+struct Pages<'a, V: Vendor> {
+    memory: &'a mut Memory<V>,
+    vm: &'static Vm<V>,
+    index: usize,
+}
+
+impl<V: Vendor> Gate for Pages<'_, V> {
+    fn page(&self, frame: Gfn) -> Option<Page> {
+        self.memory.page(frame)
+    }
+
+    fn set(&mut self, run: FrameRange<GuestPhysical>, page: Page) {
+        let flush = || flusher(self.vm, self.index);
+        let set = self.memory.set_page(run, page, flush());
+        // RAM is mapped, and the pool holds all tables that can be needed.
+        if set.and_then(|()| self.memory.collapse(run, flush())).is_err() {
+            report::fatal(format_args!("the second stage could not be changed by a request"));
+        }
+    }
+}

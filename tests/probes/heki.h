@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* Heki's hypercalls: numbers, structures, the call. */
+#ifndef RAVELIN_HEKI_H
+#define RAVELIN_HEKI_H
+
+#include <linux/limits.h>
+#include <linux/types.h>
+
+#include "attempt.h"
+#include "probes.h"
+
+#define LOCK_CONTROL_REGISTER 13
+#define PROTECT_MEMORY 14
+#define FLAG_VERSION 1ull
+#define FLAG_ZEROS (1ull << 63)
+
+#define R 1ull
+#define W 2ull
+#define X 4ull
+#define IMMUTABLE 8ull
+
+#define UNDEFINED LONG_MIN
+
+/* One page of a list, and one entry. */
+struct entry {
+	u64 start, end, permissions;
+};
+
+struct list {
+	u64 next, next_physical, count;
+	struct entry entries[169];
+};
+
+/* The answer, or UNDEFINED where there is no such instruction. */
+static inline long hypercall(u64 number, u64 a0, u64 a1, u64 a2)
+{
+	u64 answer = number;
+	bool done;
+
+	if (boot_cpu_data.x86_vendor == X86_VENDOR_INTEL)
+		done = ATTEMPT("vmcall", (, "+a"(answer)), ("b"(a0), "c"(a1), "d"(a2)));
+	else
+		done = ATTEMPT("vmmcall", (, "+a"(answer)), ("b"(a0), "c"(a1), "d"(a2)));
+	return done ? (long)answer : UNDEFINED;
+}
+
+/* heki_random.c */
+enum result heki_random(struct run *run);
+
+#endif
