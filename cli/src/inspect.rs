@@ -5,10 +5,10 @@
 use crate::args::Inspect;
 use abi::manifest::{Manifest, SiteKind, TRACED_LENGTH};
 use anyhow::Context;
-use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{ContentArrangement, Table};
 use linux_image::{Inspection, SymbolTable};
 use ravelin::check;
+use ravelin::table::table;
 use serde_json::{Map, Value, json};
 use std::process::ExitCode;
 use zerocopy::IntoBytes;
@@ -60,11 +60,8 @@ impl Block {
     }
 
     fn table(&self) -> Table {
-        let mut table = Table::new();
-        table.load_style(UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Dynamic);
-        if !self.columns.is_empty() {
-            table.set_header(self.columns.iter().map(|name| name.replace('_', " ")));
-        }
+        let mut table = table(self.columns.iter().map(|name| name.replace('_', " ")));
+        table.set_content_arrangement(ContentArrangement::Dynamic);
         let cell = |value: &Value| match value {
             Value::String(text) => text.clone(),
             Value::Bool(true) => "yes".into(),

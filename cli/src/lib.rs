@@ -15,3 +15,5 @@ mod qmp;
 pub mod report;
 mod scratch;
 mod symbols;
+pub mod table;
+mod watch;

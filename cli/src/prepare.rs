@@ -2,9 +2,8 @@
 
 use crate::args::Prepare;
 use anyhow::Context;
-use comfy_table::Table;
-use comfy_table::presets::UTF8_FULL_CONDENSED;
 use linux_image::Summary;
+use ravelin::table::table;
 use ravelin::{cache, check};
 use serde_json::{Map, Value, json};
 use std::process::ExitCode;
@@ -27,8 +26,7 @@ pub fn prepare(args: &Prepare) -> anyhow::Result<ExitCode> {
     if args.json {
         anstream::println!("{}", Value::Object(summary));
     } else {
-        let mut table = Table::new();
-        table.load_style(UTF8_FULL_CONDENSED);
+        let mut table = table([""; 0]);
         for (name, value) in summary {
             let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
             table.add_row([name.replace('_', " "), value]);

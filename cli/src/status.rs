@@ -2,9 +2,8 @@
 
 use abi::hypercall::{Counter, SupervisorMode};
 use anyhow::Context;
-use comfy_table::Table;
-use comfy_table::presets::UTF8_FULL_CONDENSED;
 use hypercall::Ravelin;
+use ravelin::table::table;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -58,8 +57,7 @@ fn read(ravelin: Ravelin) -> Status {
 }
 
 fn print(status: &Status) {
-    let mut rows = Table::new();
-    rows.load_style(UTF8_FULL_CONDENSED).set_header(["Ravelin", ""]);
+    let mut rows = table(["Ravelin", ""]);
     rows.add_row(["kernel locked", status.locked]);
     rows.add_row(["supervisor_exec", status.supervisor_exec]);
     rows.add_row(["violations", &status.violations.to_string()]);

@@ -1,9 +1,10 @@
 //! Ravelin's hypervisor: boots first, moves a stock Linux kernel into a virtual machine and makes
-//! it keep its own promises. The only trusted code, and the only code with `unsafe`.
+//! it keep its own promises. The only trusted code, with all of its `unsafe`.
 //!
 //! A tour: [`boot`] from the loader to the guest's first instruction; [`vcpu`] the vCPU, [`vendor`]
-//! what an architecture supplies for it, [`svm`] and [`vmx`] how AMD and Intel do; [`vm`] the exits and verdicts; [`memory`] what the hypervisor maps, and how it reaches what it does
-//! not; [`cpu`] what a CPU is; [`report`] events.
+//! what an architecture supplies for it, [`svm`] and [`vmx`] how AMD and Intel do; [`vm`] the exits
+//! and verdicts; [`memory`] what the hypervisor maps, and how it reaches what it does not; [`cpu`]
+//! what a CPU is; [`report`] events.
 
 #![no_std]
 #![no_main]

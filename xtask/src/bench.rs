@@ -9,10 +9,10 @@ use crate::boot::boot;
 use crate::build::{Built, On, build};
 use crate::packages::Flavour;
 use crate::progress::Step;
-use crate::table;
 use abi::policy::{Policy, SupervisorExec};
 use anyhow::Context;
 use ravelin::machine::Protection;
+use ravelin::table::table;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -156,7 +156,7 @@ fn repeat(
 ) -> anyhow::Result<bool> {
     let first = counted(built, on, job, name, protection)?;
     let second = counted(built, on, job, &format!("{name}, again"), protection)?;
-    let mut table = table(&[name, "rounds", "instructions", "again"]);
+    let mut table = table([name, "rounds", "instructions", "again"]);
     let mut equal = first.len() == second.len();
     for (first, second) in first.iter().zip(&second) {
         equal &= first.instructions == second.instructions;
@@ -285,7 +285,7 @@ fn print(result: &Result) {
         ("supervisor_exec off", &result.supervisor_exec_off),
         ("supervisor_exec on", &result.supervisor_exec_on),
     ] {
-        let mut table = table(&[name, "instructions", "goal", "time", "exits"]);
+        let mut table = table([name, "instructions", "goal", "time", "exits"]);
         for cost in costs {
             let goal = cost.instruction_goal.map_or_else(String::new, |goal| {
                 let met = if cost.instruction_ratio <= goal { "met" } else { "MISSED" };

@@ -6,10 +6,10 @@ use crate::judge::{Probe, Row, judge};
 use crate::packages::Flavour;
 use crate::probes;
 use crate::progress::Step;
-use crate::table;
 use abi::policy::Policy;
 use anyhow::Context;
 use ravelin::machine::{Ended, Protection};
+use ravelin::table::table;
 use serde::Serialize;
 use std::ops::ControlFlow;
 
@@ -116,7 +116,7 @@ impl Demo {
 }
 
 fn print(demo: &Demo) {
-    let mut table = table(&["attack", "bare", "under Ravelin", "event"]);
+    let mut table = table(["attack", "bare", "under Ravelin", "event"]);
     for row in &demo.attacks {
         let name = if row.description.is_empty() { &row.name } else { &row.description };
         let mark = if row.problem.is_some() { " (!)" } else { "" };

@@ -8,9 +8,9 @@ use crate::packages::Flavour::{self, Cloud, Generic};
 use crate::progress::Step;
 use crate::shell::guest_folder;
 use crate::test::Tally;
-use crate::{audit, ending, heki, iso, refusals, trace};
-use abi::event::{LockReport, Verdict, ViolationKind};
-use abi::policy::{Modules, Policy, SupervisorExec};
+use crate::{audit, ending, heki, iso, policies, refusals, trace};
+use abi::event::LockReport;
+use abi::policy::{Policy, SupervisorExec};
 use anyhow::{bail, ensure};
 use ravelin::machine::{Emulator, Ended, Machine, Protection, interrupted};
 use serde::Deserialize;
@@ -83,7 +83,7 @@ pub fn case(
 /// A signal ended it. Failed tests are counted in `tally`.
 pub fn run(built: &Built, full: bool, only: Option<&str>, tally: &mut Tally) -> anyhow::Result<()> {
     let logs = guest_folder("logs")?;
-    let cases = cases(full).into_iter().chain(refusals::cases());
+    let cases = cases(full).into_iter().chain(policies::cases()).chain(refusals::cases());
     let cases = cases.chain(ending::cases()).chain(iso::cases()).chain(heki::cases());
     let cases: Vec<Case> = cases.chain(trace::cases()).chain(audit::cases(full)).collect();
     let runs = cases.iter().flat_map(|case| case.on.iter().map(move |on| (case, *on)));
@@ -145,17 +145,6 @@ fn cases(full: bool) -> Vec<Case> {
         case("no-reboot", stays_down),
         case("bare", bare),
         Case { on: &[On::Bochs], ..case("repeatable", repeatable) },
-        case("policy-log", policy_log),
-        case("policy-stop", policy_stop),
-        // In Bochs the end of this machine has not been seen: it goes on for minutes.
-        Case { on: &[On::Qemu], ..case("policy-no-modules", policy_no_modules) },
-        case("policy-views-off", |name, place| {
-            let policy = Policy { supervisor_exec: SupervisorExec::Off, ..Policy::default() };
-            stress_under(name, place, policy)
-        }),
-        case("policy-announce", |name, place| {
-            stress_under(name, place, Policy { announce: true, ..Policy::default() })
-        }),
     ]);
     cases
 }
@@ -252,11 +241,7 @@ fn stress(
     check_stress(name, machine, seconds)
 }
 
-fn stress_under(name: &str, place: &Place<'_>, policy: Policy) -> anyhow::Result<()> {
-    check_stress(name, protected(place, Cloud, "stress:5", policy)?, 5)
-}
-
-fn check_stress(name: &str, mut machine: Machine, seconds: u64) -> anyhow::Result<()> {
+pub fn check_stress(name: &str, mut machine: Machine, seconds: u64) -> anyhow::Result<()> {
     machine.timeout = Some(Duration::from_secs(180 + 12 * seconds));
     if let Emulator::Bochs { .. } = machine.emulator {
         // By its time-stamp counter a second of the guest is as many instructions as the CPU is
@@ -369,97 +354,4 @@ fn repeatable(name: &str, place: &Place<'_>) -> anyhow::Result<()> {
     let other = pairs.find(|(first, second)| first != second);
     ensure!(first.len() == second.len() && other.is_none(), "the runs differ: {other:?}");
     Ok(())
-}
-
-/// A policy with this reaction to everything.
-fn always(verdict: Verdict) -> Policy {
-    Policy { reactions: [verdict; ViolationKind::COUNT], ..Policy::default() }
-}
-
-fn policy_log(name: &str, place: &Place<'_>) -> anyhow::Result<()> {
-    let mut policy = Policy::default();
-    for kind in [ViolationKind::WriteText, ViolationKind::ControlRegister, ViolationKind::Msr] {
-        if let Some(reaction) = policy.reactions.get_mut(kind as usize) {
-            *reaction = Verdict::Log;
-        }
-    }
-    let report = quietly(name, &protected(place, Cloud, "probe", policy)?)?;
-    report.finished()?;
-    for probe in report.all::<crate::judge::Probe>("probe")? {
-        if matches!(probe.name.as_str(), "text-pte" | "cr4-smep" | "msr-star") {
-            ensure!(
-                probe.result == "succeeded" && probe.last_event > probe.first_event,
-                "{} should succeed and be logged, but: {} {}",
-                probe.name,
-                probe.result,
-                probe.detail
-            );
-        }
-    }
-    for (sequence, violation) in report.violations() {
-        let expected = policy.reactions.get(usize::from(violation.kind)).map(|v| *v as u8);
-        ensure!(Some(violation.verdict) == expected, "event {sequence} has another verdict");
-    }
-    Ok(())
-}
-
-fn policy_stop(name: &str, place: &Place<'_>) -> anyhow::Result<()> {
-    let report = quietly(name, &protected(place, Cloud, "probe", always(Verdict::Stop))?)?;
-    ensure!(report.outcome.ended == Ended::Stopped, "it ended with {:?}", report.outcome.ended);
-    let violations = report.violations();
-    let [(_, violation)] = violations.as_slice() else {
-        bail!("{} violations, not one", violations.len());
-    };
-    ensure!(violation.verdict == Verdict::Stop as u8, "the event does not say stop");
-    ensure!(report.count("probe") == 0, "the guest went on");
-    Ok(())
-}
-
-fn policy_no_modules(name: &str, place: &Place<'_>) -> anyhow::Result<()> {
-    let policy = Policy { modules: Modules::Deny, ..Policy::default() };
-    let report = quietly(name, &protected(place, Cloud, "probe", policy)?)?;
-    ensure!(report.count("probe") == 0, "the module was loaded and ran");
-    let violations = report.violations();
-    let (_, first) = violations.first().ok_or_else(|| anyhow::anyhow!("no event"))?;
-    ensure!(first.kind == ViolationKind::Execute as u8, "the event is of another kind");
-    Ok(())
-}
-
-/// A machine that must not start the kernel.
-pub fn refused(
-    name: &str,
-    place: &Place<'_>,
-    change: impl FnOnce(&mut Machine) -> anyhow::Result<()>,
-) -> anyhow::Result<String> {
-    let mut machine = protected(place, Cloud, "poweroff", Policy::default())?;
-    machine.timeout = Some(Duration::from_secs(60));
-    change(&mut machine)?;
-    let report = quietly(name, &machine)?;
-    let console = std::fs::read_to_string(&report.log)?;
-    ensure!(
-        report.words.is_empty() && !console.contains("Linux version"),
-        "the kernel was started, see {}",
-        report.log.display()
-    );
-    match report.outcome.ended {
-        Ended::Failed(reason) => Ok(reason),
-        ended => bail!("it ended with {ended:?} instead of a message"),
-    }
-}
-
-/// The manifest of the kernel of this flavour.
-pub fn manifest(built: &Built, flavour: Flavour) -> anyhow::Result<Vec<u8>> {
-    ravelin::cache::manifest(&std::fs::read(&built.guest(flavour)?.kernel.image)?)
-}
-
-/// Boots with these bytes for a manifest.
-pub fn with_manifest(name: &str, place: &Place<'_>, bytes: &[u8]) -> anyhow::Result<String> {
-    let path = guest_folder("logs")?.join(format!("{name}.manifest"));
-    std::fs::write(&path, bytes)?;
-    refused(name, place, |machine| {
-        if let Protection::Ravelin { manifest, .. } = &mut machine.protection {
-            *manifest = Some(path);
-        }
-        Ok(())
-    })
 }

@@ -13,6 +13,7 @@ mod heki;
 mod iso;
 mod judge;
 mod packages;
+mod policies;
 mod probes;
 mod progress;
 mod refusals;
@@ -21,7 +22,6 @@ mod test;
 mod trace;
 
 use clap::{Parser, Subcommand};
-use comfy_table::presets::UTF8_FULL_CONDENSED;
 use std::process::ExitCode;
 
 /// Builds, demonstrates, tests and measures Ravelin.
@@ -76,11 +76,4 @@ fn list_packages() -> anyhow::Result<bool> {
         anstream::println!("{name} {}", if installed { "installed" } else { "missing" });
     }
     Ok(true)
-}
-
-/// A table in the style of all our tables.
-fn table(header: &[&str]) -> comfy_table::Table {
-    let mut table = comfy_table::Table::new();
-    table.load_style(UTF8_FULL_CONDENSED).set_header(header.iter().copied());
-    table
 }

@@ -1,12 +1,15 @@
 //! End-to-end tests of bad input: there is a clear message, and nothing starts unprotected.
 
-use crate::build::On;
-use crate::e2e::{Case, Place, case, manifest, refused, with_manifest};
-use crate::packages::Flavour::{Cloud, Generic};
+use crate::build::{Built, On};
+use crate::e2e::{Case, Place, case, protected, quietly};
+use crate::packages::Flavour::{self, Cloud, Generic};
 use crate::shell::guest_folder;
-use anyhow::{Context, ensure};
+use abi::policy::Policy;
+use anyhow::{Context, bail, ensure};
+use ravelin::machine::{Ended, Machine, Protection};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 /// Every test of bad input.
 pub fn cases() -> Vec<Case> {
@@ -172,4 +175,43 @@ fn other_compression(kernel: &[u8]) -> anyhow::Result<Vec<u8>> {
     let start = (usize::from(sectors) + 1) * 512 + usize::try_from(offset)?;
     kernel.get_mut(start..start + 6).context("no payload")?.copy_from_slice(b"PACKED");
     Ok(kernel)
+}
+
+/// A machine that must not start the kernel.
+fn refused(
+    name: &str,
+    place: &Place<'_>,
+    change: impl FnOnce(&mut Machine) -> anyhow::Result<()>,
+) -> anyhow::Result<String> {
+    let mut machine = protected(place, Cloud, "poweroff", Policy::default())?;
+    machine.timeout = Some(Duration::from_secs(60));
+    change(&mut machine)?;
+    let report = quietly(name, &machine)?;
+    let console = std::fs::read_to_string(&report.log)?;
+    ensure!(
+        report.words.is_empty() && !console.contains("Linux version"),
+        "the kernel was started, see {}",
+        report.log.display()
+    );
+    match report.outcome.ended {
+        Ended::Failed(reason) => Ok(reason),
+        ended => bail!("it ended with {ended:?} instead of a message"),
+    }
+}
+
+/// The manifest of the kernel of this flavour.
+fn manifest(built: &Built, flavour: Flavour) -> anyhow::Result<Vec<u8>> {
+    ravelin::cache::manifest(&std::fs::read(&built.guest(flavour)?.kernel.image)?)
+}
+
+/// Boots with these bytes for a manifest.
+fn with_manifest(name: &str, place: &Place<'_>, bytes: &[u8]) -> anyhow::Result<String> {
+    let path = guest_folder("logs")?.join(format!("{name}.manifest"));
+    std::fs::write(&path, bytes)?;
+    refused(name, place, |machine| {
+        if let Protection::Ravelin { manifest, .. } = &mut machine.protection {
+            *manifest = Some(path);
+        }
+        Ok(())
+    })
 }

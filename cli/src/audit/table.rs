@@ -2,9 +2,9 @@
 
 use super::{Audited, text};
 use comfy_table::Table;
-use comfy_table::presets::UTF8_FULL_CONDENSED;
 use dump::survey::Alias;
 use integrity::Rights;
+use ravelin::table::table;
 use std::fmt::Write;
 
 /// Findings that are shown; JSON has all.
@@ -16,7 +16,7 @@ pub fn tables(audited: &Audited<'_>) -> String {
     let mut show = |table: &Table| {
         let _ = writeln!(out, "{table}");
     };
-    let mut facts = table(&[]);
+    let mut facts = table([""; 0]);
     for (name, value) in text::facts(audited) {
         facts.add_row([name.to_owned(), value]);
     }
@@ -39,19 +39,10 @@ pub fn tables(audited: &Audited<'_>) -> String {
     out
 }
 
-fn table(header: &[&str]) -> Table {
-    let mut table = Table::new();
-    table.load_style(UTF8_FULL_CONDENSED);
-    if !header.is_empty() {
-        table.set_header(header.iter().copied());
-    }
-    table
-}
-
 /// Pages by what the kernel and what processes can do with them.
 fn rights(audited: &Audited<'_>) -> Table {
     let mut table =
-        table(&["the kernel can", "pages", "of these, processes can read", "processes can write"]);
+        table(["the kernel can", "pages", "of these, processes can read", "processes can write"]);
     for (bits, counts) in (0..).zip(&audited.survey.frames) {
         let all: u64 = counts.iter().sum();
         if all == 0 {
@@ -65,7 +56,7 @@ fn rights(audited: &Audited<'_>) -> Table {
 }
 
 fn findings(audited: &Audited<'_>) -> Table {
-    let mut table = table(&["physical", "pages", "what is wrong", "mappings"]);
+    let mut table = table(["physical", "pages", "what is wrong", "mappings"]);
     for finding in audited.survey.findings.iter().take(MOST_SHOWN) {
         let mappings = finding.aliases.iter().map(|alias| line(audited, alias));
         table.add_row([
@@ -83,7 +74,7 @@ fn findings(audited: &Audited<'_>) -> Table {
 }
 
 fn aliases(audited: &Audited<'_>, title: &str, aliases: &[Alias]) -> Table {
-    let mut table = table(&["physical", "pages", title]);
+    let mut table = table(["physical", "pages", title]);
     for alias in aliases.iter().take(MOST_SHOWN) {
         let physical = format!("{:#x}", alias.gpa.raw());
         table.add_row([physical, alias.pages.to_string(), line(audited, alias)]);

@@ -1,9 +1,9 @@
 //! Text patching: which writes to locked kernel text are legal.
 //!
-//! A site of the manifest holds one of its *allowed contents* (`patch/rules.rs`). Linux goes from one to another by
-//! the breakpoint protocol (`text_poke_bp_batch`, arch/x86/kernel/alternative.c): `int3` over the
-//! first byte, then the other bytes (the *tail*), then the new first byte. [`judge`] accepts these
-//! three steps and refuses all else, so what always holds at a site is:
+//! A site of the manifest holds one of its *allowed contents* (`patch/rules.rs`). Linux goes from
+//! one to another by the breakpoint protocol (`text_poke_bp_batch`, arch/x86/kernel/alternative.c):
+//! `int3` over the first byte, then the other bytes (the *tail*), then the new first byte.
+//! [`judge`] accepts these three steps and refuses all else, so what always holds at a site is:
 //!
 //! - it is an allowed content, or it starts with `int3`;
 //! - behind an `int3` is the tail of an allowed content. There are two exceptions, parts that the
@@ -14,11 +14,11 @@
 //! The second rule matters because an attacker can jump behind the `int3`. The places of the function
 //! tracer know no exceptions: they take their tail in one piece.
 //!
-//! Linux patches all of them by that protocol (read: a 6.13 or later; tried: 6.1, 6.12, 6.18): static keys and calls, and the
-//! tracer's places (`ftrace_replace_code`, up to 256 of them with each step in one batch) and own calls
-//! (`ftrace_update_ftrace_func`, arch/x86/kernel/ftrace.c). The function graph tracer writes nothing
-//! else where the kernel has `DYNAMIC_FTRACE_WITH_ARGS`; the jump `ftrace_graph_call` of others is no
-//! site, and writing it is refused.
+//! Linux patches all of them by that protocol (read: a 6.13 or later; tried: 6.1, 6.12, 6.18):
+//! static keys and calls, and the tracer's places (`ftrace_replace_code`, up to 256 of them with
+//! each step in one batch) and own calls (`ftrace_update_ftrace_func`, arch/x86/kernel/ftrace.c).
+//! The function graph tracer writes nothing else where the kernel has `DYNAMIC_FTRACE_WITH_ARGS`;
+//! the jump `ftrace_graph_call` of others is no site, and writing it is refused.
 
 mod rules;
 mod tracer;

@@ -1,9 +1,9 @@
 //! Linux kernel images: from a bzImage to the manifest that the hypervisor loads.
 //!
 //! The way: `setup` finds the payload, `decompress` unpacks it, `vmlinux` gives bytes at link-time
-//! addresses, `kallsyms` names them, `layout`, `sites`, `trace` and `probe_rules` ask for the places
-//! that matter, `write` puts them down, `pack` makes a small file of it. Nothing depends on a kernel version; a kernel in which something is not as
-//! expected is an error, never a guess.
+//! addresses, `kallsyms` names them, `layout`, `sites`, `trace` and `probe_rules` ask for the
+//! places that matter, `write` puts them down, `pack` makes a small file of it. Nothing depends on
+//! a kernel version; a kernel in which something is not as expected is an error, never a guess.
 //!
 //! All input is untrusted: every read is checked, every loop and allocation bounded.
 

@@ -143,16 +143,15 @@ fn audit(
     let own = [space::image(), pool];
     let devices = [FrameRange::with_count(Hpa::new(apic::BASE).frame(), 1)];
     let mut audit = Audit::new(&own, &devices);
-    let verdict = space::audit(table, &mut audit).and(vm.memory.lock().audit(&mut audit));
-    verdict.map_err(|finding| match finding {
+    let leaves = space::audit(table, &mut audit).and_then(|()| vm.memory.lock().audit(&mut audit));
+    let [small, large, huge] = leaves.map_err(|finding| match finding {
         Finding::WritableCode => "audit: a page of the hypervisor's is writable and executable",
         Finding::ForeignFrame => "audit: the hypervisor maps a frame that is not its own",
         Finding::GuestReachesOwn => "audit: the guest reaches the hypervisor's memory",
     })?;
-    let [small, large, huge] = vm.memory.lock().leaves();
     log!(
-        "audit: {} runs of leaves, all as they must be; second stage: {huge} of 1 GiB, {large} of 2 MiB, \
-         {small} of 4 KiB",
+        "audit: {} runs of leaves, all as they must be; second stage: {huge} of 1 GiB, \
+         {large} of 2 MiB, {small} of 4 KiB",
         audit.runs()
     );
     Ok(())

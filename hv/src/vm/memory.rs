@@ -3,14 +3,15 @@
 //! What always holds, outside of these methods: a page's rights for kernel and user code are those
 //! that [`integrity::state::second_stage`] gives its state, except before the lock. Until then
 //! the first instruction of user code faults; the kernel executes any RAM where the table tells it
-//! from user code by address, and elsewhere what it is granted as it needs it ([`super::learn`]). Every table maps each
-//! guest frame to the host frame of the same number, and the hypervisor's own frames to nothing.
+//! from user code by address, and elsewhere what it is granted as it needs it ([`super::learn`]).
+//! Every table maps each guest frame to the host frame of the same number, and the hypervisor's own
+//! frames to nothing.
 
 use super::Ram;
 use super::separation::{Allowed, Separation};
 use crate::cpu::apic;
 use crate::memory::pool::{Block, Tables};
-use crate::vendor::{SecondStage, Vendor};
+use crate::vendor::{SecondStage, SplitExecution, Vendor};
 use addr::{FrameRange, Gfn, Gpa, GuestPhysical, Hfn, PAGE_SIZE};
 use arrayvec::ArrayVec;
 use frames::{Audit, AuditedLeaf, Finding, FrameStates};
@@ -115,24 +116,12 @@ impl<V: Vendor> Memory<V> {
         (self.buffers, Counters::new(self.ram_end.raw(), self.counters))
     }
 
-    /// Number of leaves of 4 KiB, 2 MiB and 1 GiB in all views.
-    pub fn leaves(&self) -> [u64; 3] {
-        let mut counts = [0; 3];
-        for table in [Some(&self.kernel), self.user.as_ref()].into_iter().flatten() {
-            for (pages, leaf) in table.leaves(&Tables) {
-                if let Some(count) = counts.get_mut(leaf.level as usize - 1) {
-                    *count += pages.count() / leaf.level.frames();
-                }
-            }
-        }
-        counts
-    }
-
-    /// Judges every leaf of every view.
+    /// Judges every leaf of every view; gives their number by size: 4 KiB, 2 MiB, 1 GiB.
     ///
     /// # Errors
     /// The first rule that is broken.
-    pub fn audit(&self, audit: &mut Audit<'_>) -> Result<(), Finding> {
+    pub fn audit(&self, audit: &mut Audit<'_>) -> Result<[u64; 3], Finding> {
+        let mut counts = [0; 3];
         for table in [Some(&self.kernel), self.user.as_ref()].into_iter().flatten() {
             for (pages, leaf) in table.leaves(&Tables) {
                 let rights = V::Table::allowed(leaf.rights, self.separation.split());
@@ -140,9 +129,12 @@ impl<V: Vendor> Memory<V> {
                     (rights.contains(Rights::WRITE), rights.contains(Rights::EXECUTE));
                 let frames = FrameRange::with_count(leaf.frame, pages.count());
                 audit.guest_leaf(AuditedLeaf { frames, write, execute })?;
+                if let Some(count) = counts.get_mut(leaf.level as usize - 1) {
+                    *count += pages.count() / leaf.level.frames();
+                }
             }
         }
-        Ok(())
+        Ok(counts)
     }
 
     /// Lets the kernel execute `range`, before the lock. No flush of other CPUs is due: one that
@@ -171,7 +163,7 @@ impl<V: Vendor> Memory<V> {
         Ok(())
     }
 
-    /// Withdraws from the kernel all execution that it has, and collapses what was split for it.
+    /// Withdraws from the kernel all execution that it has.
     ///
     /// # Errors
     /// Out of table pages.
@@ -274,19 +266,13 @@ impl<V: Vendor> Memory<V> {
         range: FrameRange<GuestPhysical>,
         allowed: Allowed,
     ) -> Result<Removed<V::Table>, PagingError> {
-        let mut removed = Removed::default();
-        for (run, memory_type) in self.types.runs(range) {
-            let Some(user) = &mut self.user else {
-                let split = self.separation.split();
-                let rights = V::Table::rights(allowed.kernel, allowed.user, split, memory_type);
-                join(&mut removed, self.kernel.protect(&mut Tables, run, rights)?);
-                continue;
-            };
-            let view = |rights| V::Table::rights(rights, rights, None, memory_type);
-            let kernel = self.kernel.protect(&mut Tables, run, view(allowed.kernel))?;
-            join(&mut removed, kernel);
-            join(&mut removed, user.protect(&mut Tables, run, view(allowed.user))?);
-        }
+        let split = self.separation.split();
+        let Some(user) = &mut self.user else {
+            return protect::<V>(&mut self.kernel, range, allowed, split, self.types);
+        };
+        let (kernel_view, user_view) = (Allowed::both(allowed.kernel), Allowed::both(allowed.user));
+        let mut removed = protect::<V>(&mut self.kernel, range, kernel_view, split, self.types)?;
+        join(&mut removed, protect::<V>(user, range, user_view, split, self.types)?);
         Ok(removed)
     }
 
@@ -297,13 +283,7 @@ impl<V: Vendor> Memory<V> {
         kernel: Rights,
     ) -> Result<Removed<V::Table>, PagingError> {
         let allowed = Allowed::before_the_lock(kernel, self.separation);
-        let split = self.separation.split();
-        let mut removed = Removed::default();
-        for (run, memory_type) in self.types.runs(range) {
-            let rights = V::Table::rights(allowed.kernel, allowed.user, split, memory_type);
-            join(&mut removed, self.kernel.protect(&mut Tables, run, rights)?);
-        }
-        Ok(removed)
+        protect::<V>(&mut self.kernel, range, allowed, self.separation.split(), self.types)
     }
 
     /// Makes large leaves again where whole blocks have the same rights.
@@ -327,6 +307,22 @@ impl<V: Vendor> Memory<V> {
 
 fn is_executable<V: Vendor>(rights: <V::Table as Format>::Rights, separation: Separation) -> bool {
     V::Table::allowed(rights, separation.split()).contains(Rights::EXECUTE)
+}
+
+/// Changes rights in one table, a run of one memory type at a time.
+fn protect<V: Vendor>(
+    table: &mut PageTable<V::Table>,
+    range: FrameRange<GuestPhysical>,
+    allowed: Allowed,
+    split: Option<SplitExecution>,
+    types: &MemoryTypes,
+) -> Result<Removed<V::Table>, PagingError> {
+    let mut removed = Removed::default();
+    for (run, memory_type) in types.runs(range) {
+        let rights = V::Table::rights(allowed.kernel, allowed.user, split, memory_type);
+        join(&mut removed, table.protect(&mut Tables, run, rights)?);
+    }
+    Ok(removed)
 }
 
 /// Joins what two changes of rights left. These unlink no table, so there is always room.
@@ -359,11 +355,9 @@ fn identity<V: Vendor>(
     let boot = Allowed::before_the_lock(kernel, separation);
     let checked = (!V::holds_against_init()).then_some((registers, Allowed::both(Rights::READ)));
     for (range, allowed) in ram.iter().map(|range| (*range, boot)).chain(checked) {
-        for (run, memory_type) in types.runs(range) {
-            let rights = V::Table::rights(allowed.kernel, allowed.user, split, memory_type);
-            // No CPU has used the table yet.
-            table.protect(&mut Tables, run, rights)?.release(&mut Tables, |due| due.unnecessary());
-        }
+        // No CPU has used the table yet.
+        protect::<V>(&mut table, range, allowed, split, types)?
+            .release(&mut Tables, |due| due.unnecessary());
     }
     Ok(table)
 }

@@ -1,8 +1,9 @@
 //! The VM: everything above the vendor. What a guest page is, what a fault means, what is refused.
 //!
-//! Reading order: [`exits`], [`memory`] (second stage and page states), [`learn`] (before the lock), [`lock`] and [`survey`],
-//! [`fault`] (the verdict on an access), [`promote`], [`text`] (patching), [`registers`],
-//! [`descriptor`] and [`pins`], [`violation`], [`heki`] (what the guest itself asks for).
+//! Reading order: [`exits`], [`memory`] (second stage and page states), [`learn`] (before the
+//! lock), [`lock`] and [`survey`], [`fault`] (the verdict on an access), [`promote`], [`text`]
+//! (patching), [`registers`], [`descriptor`] and [`pins`], [`violation`], [`heki`] (what the guest
+//! itself asks for).
 
 pub mod cpuid;
 pub mod descriptor;

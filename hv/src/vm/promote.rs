@@ -67,8 +67,8 @@ pub fn on_execution(vcpu: &mut Vcpu<impl Vendor>, gpa: Gpa) {
     }
 }
 
-/// Where the code at `gva` is; a page that was never executed is promoted first. As long as the caller
-/// holds the memory, no CPU can write it.
+/// Where the code at `gva` is; a page that was never executed is promoted first. As long as the
+/// caller holds the memory, no CPU can write it.
 pub fn code_at<V: Vendor>(vcpu: &mut Vcpu<V>, memory: &mut Memory<V>, gva: Gva) -> Option<Gpa> {
     let gpa = guest::translate(vcpu, gva)?.gpa;
     if memory.state(gpa.frame()) == Some(PageState::Data) {
@@ -86,8 +86,8 @@ fn is_init_text(vm: &Vm<impl Vendor>, gpa: Gpa) -> bool {
         && offset.is_some_and(|offset| vm.manifest.header().init_text.contains(offset))
 }
 
-/// The data pages around `gva`, which leads to `gpa`, that the guest maps executable and not writable, as far as they are
-/// contiguous.
+/// The data pages around `gva`, which leads to `gpa`, that the guest maps executable and not
+/// writable, as far as they are contiguous.
 fn run_around<V: Vendor>(vcpu: &Vcpu<V>, memory: &Memory<V>, gva: Gva, gpa: Gpa) -> Option<Run> {
     let vm = vcpu.vm;
     let page = Gva::new(gva.raw() & !(PAGE_SIZE - 1));

@@ -1,5 +1,6 @@
-//! Writes to pages that are locked, or from which a request withholds writing: performed by the hypervisor if they are a legal step at a patch site of
-//! the manifest ([`integrity::patch`]), refused otherwise.
+//! Writes to pages that are locked, or from which a request withholds writing: performed by the
+//! hypervisor if they are a legal step at a patch site of the manifest ([`integrity::patch`]),
+//! refused otherwise.
 //!
 //! The VM's memory lock is held from the judgement to the write, and the guest cannot write the
 //! page itself, so what was judged is what is there.

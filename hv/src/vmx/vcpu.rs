@@ -349,7 +349,8 @@ impl Vendor for Vmx {
         u16::from_le_bytes([low, high])
     }
 
-    /// Only writes that change a bit that is pinned, or that the guest can ask to pin, exit: the guest reads, and writes the rest, by itself.
+    /// Only writes that change a bit that is pinned, or that the guest can ask to pin, exit: the
+    /// guest reads, and writes the rest, by itself.
     fn lock(&mut self) {
         let (zero, four) = (self.control_register(0), self.control_register(4));
         let (pin0, pin4) = (cr0_pin(zero), cr4_pin(four));

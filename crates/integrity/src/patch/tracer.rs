@@ -2,8 +2,9 @@
 //!
 //! For almost every use of the tracer Linux makes a *trampoline*: a copy of `ftrace_caller` or
 //! `ftrace_regs_caller` in a page of the module range, in which it changes four things
-//! (`create_trampoline`, arch/x86/kernel/ftrace.c; read: a 6.13 or later; tried: 6.1, 6.12, 6.18). Traced functions call the copy.
-//! What passes here is, byte by byte, the tracer's code as it stands in the guest's locked text, apart from
+//! (`create_trampoline`, arch/x86/kernel/ftrace.c; read: a 6.13 or later; tried: 6.1, 6.12, 6.18).
+//! Traced functions call the copy. What passes here is, byte by byte, the tracer's code as it
+//! stands in the guest's locked text, apart from
 //!
 //! - its own call, which calls a known function of the kernel;
 //! - the distance in the one `mov rdx, [rip + distance]` (what the called function is told);
