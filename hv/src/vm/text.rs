@@ -17,9 +17,14 @@ use crate::vendor::{Exception, Vendor};
 use abi::event::{Verdict, ViolationKind};
 use abi::hypercall::Counter;
 use addr::{Gpa, Gva};
-use integrity::patch;
+use integrity::patch::probes::Probes;
+use integrity::patch::{self, Refused};
 use integrity::state::PageState;
+use spin::mutex::SpinMutex;
 use x86_decode::Operation;
+
+/// The kprobes in the guest's text; used with the VM's memory locked.
+static PROBES: SpinMutex<Probes> = SpinMutex::new(Probes::new());
 
 /// A write at `gpa`, in a page of this state that the guest must not write.
 pub fn write<V: Vendor>(vcpu: &mut Vcpu<V>, memory: &mut Memory<V>, gpa: Gpa, state: PageState) {
@@ -67,17 +72,17 @@ fn is_legal_patch<V: Vendor>(
     let vm = vcpu.vm;
     let text = vm.manifest.header().text;
     let Some(offset) = target.raw().checked_sub(kernel.gpa.raw()) else { return false };
+    if !text.contains(offset) || !text.contains(offset + store.bytes.len() as u64 - 1) {
+        return false;
+    }
     let mut seen = Seen { vcpu, memory, kernel };
-    text.contains(offset)
-        && text.contains(offset + store.bytes.len() as u64 - 1)
-        && patch::judge(
-            &vm.manifest,
-            vm.policy.patching_in_force(),
-            &mut seen,
-            offset,
-            &store.bytes,
-        )
-        .is_ok()
+    let allowed = vm.policy.patching_in_force();
+    match patch::judge(&vm.manifest, allowed, &mut seen, offset, &store.bytes) {
+        Err(Refused::NoSite) => {
+            PROBES.lock().judge(&vm.manifest, allowed, &seen, offset, &store.bytes).is_ok()
+        }
+        verdict => verdict.is_ok(),
+    }
 }
 
 /// The guest's memory for the verdict on a patch.
