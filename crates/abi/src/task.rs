@@ -29,7 +29,7 @@ pub const STACK_BYTES: u64 = 64 << 10;
 
 /// Most pages that one call maps or unmaps.
 pub const MOST_PAGES: u64 = 512;
-/// Most bytes of one call of [`Call::Log`], [`Call::GuestRead`] and [`Call::GuestWrite`].
+/// Most bytes of one call of [`Call::Log`].
 pub const MOST_BYTES: u64 = 4096;
 
 /// The calls, by the number in RAX.
@@ -56,18 +56,16 @@ pub enum Call {
     SecretUnmap = 7,
     /// `(handle)`: unmaps a secret if it is mapped, and ends it. Its memory is zeroed.
     SecretDestroy = 8,
-    /// `(grant, offset, address, bytes)`: copies out of guest memory that a message granted.
+    /// `(grant, offset, address, bytes)`: copies out of the page of guest memory that the latest
+    /// message granted, and answers the number of bytes.
     GuestRead = 9,
-    /// `(grant, offset, address, bytes)`: copies into guest memory that a message granted for
-    /// writing.
-    GuestWrite = 10,
     /// `(code)`: the task has ended.
-    Exit = 11,
+    Exit = 10,
 }
 
 impl Call {
     /// How many there are.
-    pub const COUNT: usize = 12;
+    pub const COUNT: usize = 11;
     /// Every call, by number.
     pub const ALL: [Self; Self::COUNT] = [
         Self::Log,
@@ -80,7 +78,6 @@ impl Call {
         Self::SecretUnmap,
         Self::SecretDestroy,
         Self::GuestRead,
-        Self::GuestWrite,
         Self::Exit,
     ];
 
@@ -102,7 +99,6 @@ impl Call {
             Self::SecretUnmap => "secret-unmap",
             Self::SecretDestroy => "secret-destroy",
             Self::GuestRead => "guest-read",
-            Self::GuestWrite => "guest-write",
             Self::Exit => "exit",
         }
     }

@@ -80,7 +80,8 @@ enable_long_mode:
     mov cr4, eax
     mov ecx, 0xc0000080
     rdmsr
-    or eax, 0x901                       # SCE, LME, NXE
+    and eax, ~1                         # no SCE: tasks have no SYSCALL, whose target is the guest's
+    or eax, 0x900                       # LME, NXE
     wrmsr
     mov eax, 0x80010023                 # PG, WP, NE, MP, PE; caches on
     mov cr0, eax

@@ -10,7 +10,7 @@ mod linux;
 mod multiboot;
 mod smp;
 
-use crate::cpu::{self, apic, instructions, tables};
+use crate::cpu::{self, apic, control, instructions, tables};
 use crate::log;
 use crate::memory::physical::Physical;
 use crate::memory::pool::{self, Block, Tables};
@@ -89,6 +89,7 @@ fn boot<V: Vendor>(magic: u32, information: u64) -> Result<core::convert::Infall
 fn prepare<V: Vendor>(magic: u32, information: u64) -> Result<(Windows, Start), Reason> {
     tables::fill_idt(V::nmi_handler());
     tables::load(0);
+    control::protect_own_level();
     V::check_support()?;
     if !apic::is_usable() {
         return Err("the local APIC is off, moved or in x2APIC mode; xAPIC mode is needed");
@@ -269,6 +270,7 @@ fn memory_types<V: Vendor>(ram: &Ram) -> Result<&'static MemoryTypes, Reason> {
 extern "C" fn application_cpu_main() -> ! {
     let index = smp::own_index();
     tables::load(index);
+    control::protect_own_level();
     let Err(reason) = match (Svm::machine().get(), Vmx::machine().get()) {
         (Some(machine), _) => join(index, machine),
         (_, Some(machine)) => join(index, machine),

@@ -5,8 +5,10 @@
 //! not mapped at all; [`window`] opens one frame at a time, on one CPU. No page is writable and
 //! executable. The four gibibytes that `entry.s` maps to boot with are gone before a guest runs.
 
+pub mod flush;
 pub mod physical;
 pub mod pool;
+pub mod secret;
 pub mod space;
 pub mod window;
 
