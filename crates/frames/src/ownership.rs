@@ -181,6 +181,11 @@ where
         Some(self.word(self.number(frame).ok()?).state())
     }
 
+    /// Whether the direct map has the block of a frame of the pool's as a whole.
+    pub(crate) fn is_at_home(&self, frame: Hfn) -> bool {
+        self.number(frame).is_ok_and(|number| !self.blocks.get(number >> self.block_shift).aside)
+    }
+
     /// Gives a frame, zeroed, to `owner`: for the hypervisor from a block at home as long as there
     /// is one, for others from a block set aside.
     ///

@@ -20,16 +20,17 @@ use crate::report;
 use crate::svm::Svm;
 use crate::vcpu::Vcpu;
 use crate::vendor::{self, Vendor};
-use crate::vm::{Ram, Vm, memory::Memory, separation::Separation, violation};
+use crate::vm::{self, Ram, Vm, memory::Memory, separation::Separation, violation};
 use crate::vmx::Vmx;
 use abi::Digest;
 use abi::event::ViolationKind;
 use abi::manifest::{Manifest, ManifestError};
 use abi::policy::Policy;
 use addr::{FrameRange, Gfn, Gpa, GuestPhysical, Hfn, HostPhysical, Hpa, PAGE_SIZE};
+use arrayvec::ArrayVec;
 use boot_info::{BootInfo, Module, Role};
 use core::arch::global_asm;
-use frames::{Audit, Finding};
+use frames::{Audit, Region, Space, Use};
 use linux::Start;
 use mtrr::MemoryTypes;
 use paging::{PageTable, X86_64};
@@ -134,21 +135,32 @@ fn prepare<V: Vendor>(magic: u32, information: u64) -> Result<(Windows, Start), 
     Ok((windows, start))
 }
 
-/// Judges every page table there is before the guest starts.
+/// Judges every page table there is before the guest starts. Its list stays off the stack that the
+/// rest of the boot runs on.
+#[inline(never)]
 fn audit(
     table: &PageTable<X86_64>,
     vm: &Vm<impl Vendor>,
     pool: FrameRange<HostPhysical>,
 ) -> Result<(), Reason> {
-    let own = [space::image(), pool];
-    let devices = [FrameRange::with_count(Hpa::new(apic::BASE).frame(), 1)];
-    let mut audit = Audit::new(&own, &devices);
-    let leaves = space::audit(table, &mut audit).and_then(|()| vm.memory.lock().audit(&mut audit));
-    let [small, large, huge] = leaves.map_err(|finding| match finding {
-        Finding::WritableCode => "audit: a page of the hypervisor's is writable and executable",
-        Finding::ForeignFrame => "audit: the hypervisor maps a frame that is not its own",
-        Finding::GuestReachesOwn => "audit: the guest reaches the hypervisor's memory",
+    let apic = FrameRange::with_count(Hpa::new(apic::BASE).frame(), 1);
+    let own = [(space::image(), Use::Hv), (pool, Use::Hv), (apic, Use::Registers)];
+    let ram = vm.ram.iter().map(|range| {
+        let host = FrameRange::new(range.start.identity(), range.end.identity());
+        (host, Use::Vm(vm::PRIMARY))
+    });
+    let mut regions = ArrayVec::<Region, { vm::MOST_RAM_RANGES + 3 }>::new();
+    for region in own.into_iter().chain(ram) {
+        regions.try_push(region).map_err(|_| "the memory map has too many entries")?;
+    }
+    let mut audit = Audit::new(regions.as_slice());
+    space::audit(table, &mut audit);
+    vm.memory.lock().audit(&mut audit);
+    audit.outcome().map_err(|finding| {
+        log!("audit: {finding}");
+        "the audit found a page table that breaks a rule: nothing was started"
     })?;
+    let [small, large, huge] = audit.leaves(Space::SecondStage(vm::PRIMARY));
     log!(
         "audit: {} runs of leaves, all as they must be; second stage: {huge} of 1 GiB, \
          {large} of 2 MiB, {small} of 4 KiB",

@@ -6,7 +6,7 @@ use super::pool::{self, Tables};
 use super::{APIC_WINDOW, DIRECT_MAP, WINDOWS};
 use crate::cpu::{apic, instructions, stack};
 use addr::{FrameRange, Hfn, HostPhysical, HostVirtual, Hpa, Hpn, PAGE_BYTES};
-use frames::{Audit, AuditedLeaf, Finding};
+use frames::{Audit, AuditedLeaf, Space, Uses};
 use paging::{ENTRIES, Format, HostRights, Level, PageTable, PagingError, TableMemory, X86_64};
 
 unsafe extern "C" {
@@ -105,17 +105,14 @@ fn direct_map_of(pool: FrameRange<HostPhysical>) -> FrameRange<HostVirtual> {
     FrameRange::with_count(DIRECT_MAP.plus(pool.start.start().raw()).frame(), pool.count())
 }
 
-/// Judges every leaf of the table that all CPUs share.
-///
-/// # Errors
-/// The first rule that is broken.
-pub fn audit(table: &PageTable<X86_64>, audit: &mut Audit<'_>) -> Result<(), Finding> {
+/// Has every leaf of the table that all CPUs share judged.
+pub fn audit(table: &PageTable<X86_64>, audit: &mut Audit<'_, impl Uses + ?Sized>) {
     for (pages, leaf) in table.leaves(&Tables) {
-        let HostRights { write, execute, .. } = leaf.rights;
+        let HostRights { write, execute, user, .. } = leaf.rights;
         let frames = FrameRange::with_count(leaf.frame, pages.count());
-        audit.own_leaf(AuditedLeaf { frames, write, execute })?;
+        let (page, size) = (pages.start.raw(), leaf.level.frames());
+        audit.leaf(Space::Hv, AuditedLeaf { page, frames, size, write, execute, user });
     }
-    Ok(())
 }
 
 /// A CPU's own root: the shared table's entries and an empty window area.

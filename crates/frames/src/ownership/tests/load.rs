@@ -1,8 +1,9 @@
 //! A million operations against a plain model, and a refusal of memory at every single point.
 
 use super::map::FakeMap;
-use crate::{Block, Epochs, FrameState, NoTables, Owner, Ownership, OwnershipError, Word};
-use addr::{FrameRange, Hfn};
+use crate::{Audit, AuditedLeaf, Block, Epochs, FrameState, NoTables, Owner, Ownership};
+use crate::{OwnershipError, Space, Use, Uses, Word};
+use addr::{FrameRange, Hfn, HostPhysical};
 use std::vec;
 use std::vec::Vec;
 
@@ -14,6 +15,16 @@ const FRAMES: usize = 24 * BLOCK;
 const USED: usize = 5;
 
 type Pool = Ownership<Vec<Word>, Vec<Block>>;
+
+impl Uses for World {
+    fn run(&self, frames: FrameRange<HostPhysical>) -> (Use, u64) {
+        (self.pool.used(frames.start).unwrap_or(Use::Device), 1)
+    }
+    /// The one secret is task 1's.
+    fn task_of(&self, _secret: u32) -> Option<u32> {
+        Some(1)
+    }
+}
 
 /// SplitMix64.
 struct Random(u64);
@@ -192,6 +203,31 @@ impl World {
         assert_eq!(count, [self.pool.free_frames(), self.pool.quarantined_frames()]);
         assert_eq!((large, small), (self.pool.leaves().large, self.pool.leaves().small));
         assert_eq!(self.pool.state(hfn(FRAMES)), None);
+        self.audit();
+    }
+
+    /// The audit finds nothing in the direct map and the owners' tables, and finds any leaf in them
+    /// that is one too many.
+    fn audit(&self) {
+        let audit = |space, number, user| {
+            let (frames, page) = (FrameRange::with_count(hfn(number), 1), 0);
+            let mut audit = Audit::new(self);
+            let leaf = AuditedLeaf { page, frames, size: 1, write: true, execute: false, user };
+            audit.leaf(space, leaf);
+            audit.outcome().is_ok()
+        };
+        for (number, frame) in self.frames.iter().enumerate() {
+            let owned = |owner| frame.state == FrameState::Owned(owner);
+            assert_eq!(audit(Space::Hv, number, false), self.map.present[number]);
+            assert_eq!(audit(Space::Task(1), number, false), self.map.present[number]);
+            let tasks = [owned(Owner::Task(1)) || owned(Owner::Secret(7)), false];
+            assert_eq!([1, 2].map(|task| audit(Space::Task(task), number, true)), tasks);
+            let vms = [1, 2].map(|vm| owned(Owner::Vm(vm)));
+            assert_eq!([1, 2].map(|vm| audit(Space::SecondStage(vm), number, true)), vms);
+            let window = owned(Owner::Task(1)) || vms.contains(&true);
+            assert_eq!(audit(Space::Window(0), number, false), window);
+            assert!(window || frame.windows == 0);
+        }
     }
 
     /// Everything is given back, and the pool is as new.
