@@ -3,7 +3,7 @@
 
 use super::pool::Block;
 use crate::log;
-use addr::{FrameRange, Gfn, GuestPhysical, PAGE_BYTES};
+use addr::{FrameRange, Gfn, GuestPhysical, Hfn, PAGE_BYTES};
 use core::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use spin::Once;
 
@@ -28,8 +28,10 @@ fn byte(frame: Gfn) -> Option<&'static AtomicU8> {
     SECRET.get()?.get(addr::length(frame.raw() / 8))
 }
 
-/// Whether a window is refused on this frame; if so, it is logged.
-pub fn is_refused(frame: Gfn) -> bool {
+/// Whether a window is refused on this frame, which is one of a guest's; if so, it is logged.
+pub fn is_refused(frame: Hfn) -> bool {
+    // The primary VM's frames have the numbers that the machine gives them.
+    let frame = Gfn::new(frame.raw());
     let is_secret = byte(frame)
         .is_some_and(|byte| byte.load(Ordering::Acquire) >> (frame.raw() % 8) & 1 != 0);
     if is_secret && REFUSED.fetch_add(1, Ordering::Relaxed) < MOST_TOLD {

@@ -70,7 +70,7 @@ fn perform(
         Call::SecretCreate => secret::create(task, here, first),
         Call::SecretMap => secret::map(task, first, second).map(|()| 0),
         Call::SecretUnmap => secret::unmap(task, first).map(|()| 0),
-        Call::SecretDestroy => secret::destroy(task, first).map(|()| 0),
+        Call::SecretDestroy => secret::destroy(task, here, first).map(|()| 0),
         Call::GuestRead => guest_read(task, here, ram, [first, second, third, fourth]),
         Call::Wait | Call::Exit => Err(CallError::Invalid),
     }

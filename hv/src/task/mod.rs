@@ -112,7 +112,7 @@ impl Task {
     fn end(mut self, here: Here<'_>, why: core::fmt::Arguments<'_>) {
         ALIVE.fetch_and(!(1 << self.id), Ordering::SeqCst);
         log!("task {} ({}): stopped: {why}", self.id, self.name);
-        secret::destroy_all(&mut self);
+        secret::destroy_all(&mut self, here);
         self.space.destroy(here);
     }
 }

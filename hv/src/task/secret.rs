@@ -105,21 +105,21 @@ pub fn unmap(task: &mut Task, handle: u64) -> Result<(), CallError> {
 }
 
 /// Unmaps a secret if it is mapped, and ends it.
-pub fn destroy(task: &mut Task, handle: u64) -> Result<(), CallError> {
+pub fn destroy(task: &mut Task, here: Here<'_>, handle: u64) -> Result<(), CallError> {
     let index = find(task, handle)?;
     match unmap(task, handle) {
         Ok(()) | Err(CallError::BadAddress) => {}
         Err(error) => return Err(error),
     }
     let secret = task.secrets.remove(index);
-    pool::secret_destroy(task.id, secret.handle).map_err(refused)
+    pool::secret_destroy(here.cpu, task.id, secret.handle).map_err(refused)
 }
 
 /// Ends all secrets of a task.
-pub fn destroy_all(task: &mut Task) {
+pub fn destroy_all(task: &mut Task, here: Here<'_>) {
     while let Some(secret) = task.secrets.last() {
         let handle = u64::from(secret.handle.raw());
-        if destroy(task, handle).is_err() {
+        if destroy(task, here, handle).is_err() {
             // Unknown to the pool: there is nothing to give back.
             task.secrets.pop();
         }

@@ -6,6 +6,7 @@
 mod registers;
 
 use crate::cpu::{self, CpuShared};
+use crate::memory::flush;
 use crate::memory::physical::Physical;
 use crate::memory::window::Windows;
 use crate::task;
@@ -86,7 +87,9 @@ impl<V: Vendor> Vcpu<V> {
             if self.nmi_waiting {
                 self.nmi_waiting = !self.vendor.inject_nmi();
             }
+            let served = flush::leave(self.index);
             let exit = self.vendor.enter(core::mem::take(&mut self.flush));
+            flush::come_back(self.index, served);
             self.shared.in_guest.store(false, Ordering::SeqCst);
             exits::handle(self, exit);
         }
