@@ -77,16 +77,6 @@ pub fn guest_read(grant: u32, offset: u64, into: &mut [u8]) -> Answer {
     unsafe { make(Call::GuestRead, [u64::from(grant), offset, address, length]) }
 }
 
-/// Copies to `offset` of the guest memory that a message granted for writing.
-///
-/// # Errors
-/// As for [`guest_read`]; or the grant is for reading only.
-pub fn guest_write(grant: u32, offset: u64, from: &[u8]) -> Answer {
-    let (address, length) = bytes(from);
-    // SAFETY: the call only reads the task's memory.
-    unsafe { make(Call::GuestWrite, [u64::from(grant), offset, address, length]) }
-}
-
 /// Ends the task.
 pub fn exit(code: u64) -> ! {
     // SAFETY: the call takes no memory.
