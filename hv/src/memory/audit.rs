@@ -2,13 +2,14 @@
 //! there for ([`frames::Audit`]): the spaces of all CPUs with their windows, the tables of tasks, the
 //! second stage in every view.
 //!
-//! It holds the locks of the second stage, of the spaces and of the pool meanwhile, in this order. So
-//! no owner changes, and a window that it meets on a frame of the pool is counted: it is closed
+//! It holds the tasks, and the locks of the second stage, of the spaces and of the pool meanwhile, in
+//! this order. So no owner changes, and a window that it meets on a frame of the pool is counted: it is closed
 //! before its count goes down, which takes the pool's lock.
 
 use super::pool::{self, Tables};
 use super::{WINDOWS, space};
 use crate::cpu::apic;
+use crate::task;
 use crate::vendor::Vendor;
 use crate::vm::{self, Vm};
 use addr::{FrameRange, Hpa};
@@ -29,9 +30,9 @@ pub struct Report {
 }
 
 /// Judges every leaf of every table; gives the first that breaks a rule. `None` before frames have
-/// owners.
+/// owners. The caller, CPU `cpu`, holds no lock.
 #[inline(never)]
-pub fn all(vm: &Vm<impl Vendor>) -> Option<Result<Report, Finding>> {
+pub fn all(vm: &Vm<impl Vendor>, cpu: usize) -> Option<Result<Report, Finding>> {
     let apic = FrameRange::with_count(Hpa::new(apic::BASE).frame(), 1);
     let own = [(space::image(), Use::Hv), (apic, Use::Registers)];
     let ram = vm.ram.iter().map(|range| {
@@ -39,6 +40,7 @@ pub fn all(vm: &Vm<impl Vendor>) -> Option<Result<Report, Finding>> {
         (host, Use::Vm(vm::PRIMARY))
     });
     let regions: ArrayVec<Region, MOST_REGIONS> = own.into_iter().chain(ram).collect();
+    let tasks = task::hold_all(cpu);
     let memory = vm.memory.lock();
     space::with_roots(|roots| {
         pool::with_records(|frames, secrets| {
@@ -46,6 +48,9 @@ pub fn all(vm: &Vm<impl Vendor>) -> Option<Result<Report, Finding>> {
             let mut audit = Audit::new(&machine);
             for (cpu, root) in (0..).zip(roots) {
                 judge_cpu(&mut audit, cpu, root);
+            }
+            for (number, table) in tasks.iter().filter_map(|task| Some(task.as_ref()?.table())) {
+                judge(&mut audit, table, |_| Space::Task(number));
             }
             memory.audit(&mut audit);
             audit.outcome()?;

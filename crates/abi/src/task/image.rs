@@ -160,6 +160,11 @@ impl<'a> Image<'a> {
         self.header.entry
     }
 
+    /// The name as the image has it, zero-padded.
+    pub fn name_field(&self) -> [u8; NAME_BYTES] {
+        self.header.name
+    }
+
     /// Name in reports.
     pub fn name(&self) -> Option<&'a str> {
         name(&self.header.name)
