@@ -5,7 +5,7 @@ use crate::memory::space;
 use addr::{FRAMES_PER_2M, FrameRange, HostPhysical, Hpa, PAGE_SIZE};
 use arrayvec::ArrayVec;
 use boot_info::place::Memory;
-use boot_info::{BootInfo, Region};
+use boot_info::{BootInfo, MOST_MODULES, Region};
 use core::ops::Range;
 
 /// The guest's memory map.
@@ -36,8 +36,8 @@ pub fn check_low_memory(info: &BootInfo) -> Result<(), &'static str> {
     }
 }
 
-/// Where the boot modules are.
-pub fn module_ranges(info: &BootInfo) -> ArrayVec<Range<u64>, 8> {
+/// Where the boot modules are; there is room for one more.
+pub fn module_ranges(info: &BootInfo) -> ArrayVec<Range<u64>, { MOST_MODULES + 1 }> {
     info.modules.iter().map(boot_info::Module::range).collect()
 }
 

@@ -1,10 +1,10 @@
 //! The audit visits every page table in the machine, and has each leaf judged by what its frame is
-//! there for ([`frames::Audit`]): the spaces of all CPUs with their windows, the second stage in
-//! every view, the tables of tasks (but for one that another CPU runs right now).
+//! there for ([`frames::Audit`]): the spaces of all CPUs with their windows, the tables of tasks, the
+//! second stage in every view.
 //!
-//! It holds the locks of the tables and then that of the pool meanwhile. So no owner changes, and a
-//! window that it meets on a frame of the pool is counted: it is closed before its count goes down,
-//! which takes the pool's lock.
+//! It holds the tasks, and the locks of the second stage, of the spaces and of the pool meanwhile, in
+//! this order. So no owner changes, and a window that it meets on a frame of the pool is counted: it
+//! is closed before its count goes down, which takes the pool's lock.
 
 use super::pool::{self, Tables};
 use super::{WINDOWS, flush, secret, space};
@@ -33,8 +33,8 @@ pub struct Report {
 ///
 /// # Errors
 /// The first that breaks a rule.
-pub fn all(cpu: usize, vm: &Vm<impl Vendor>) -> Result<Report, Finding> {
-    let outcome = judge_all(vm);
+pub fn all(vm: &Vm<impl Vendor>, cpu: usize) -> Result<Report, Finding> {
+    let outcome = judge_all(vm, cpu);
     let is_window_on_secret = |finding: &Finding| {
         matches!(finding.space, Space::Window(_))
             && matches!(finding.broken, Broken::Foreign(Use::VmSecret(_)))
@@ -43,13 +43,13 @@ pub fn all(cpu: usize, vm: &Vm<impl Vendor>) -> Result<Report, Finding> {
         // It may have been open before the guest made the frame secret. Then it is closed when all
         // CPUs have flushed, and none opens.
         flush::everywhere(cpu);
-        return judge_all(vm);
+        return judge_all(vm, cpu);
     }
     outcome
 }
 
 #[inline(never)]
-fn judge_all(vm: &Vm<impl Vendor>) -> Result<Report, Finding> {
+fn judge_all(vm: &Vm<impl Vendor>, cpu: usize) -> Result<Report, Finding> {
     let apic = FrameRange::with_count(Hpa::new(apic::BASE).frame(), 1);
     let own = [(space::image(), Use::Hv), (apic, Use::Registers)];
     let ram = vm.ram.iter().map(|range| {
@@ -57,34 +57,23 @@ fn judge_all(vm: &Vm<impl Vendor>) -> Result<Report, Finding> {
         (host, Use::Vm(vm::PRIMARY))
     });
     let regions: ArrayVec<Region, MOST_REGIONS> = own.into_iter().chain(ram).collect();
+    let tasks = task::hold_all(cpu);
     let memory = vm.memory.lock();
-    let mut report = space::with_roots(|roots| {
+    space::with_roots(|roots| {
         with_uses(&regions, |uses| {
             let mut audit = Audit::new(uses);
             for (cpu, root) in (0..).zip(roots) {
                 judge_cpu(&mut audit, cpu, root);
+            }
+            for (number, table) in tasks.iter().filter_map(|task| Some(task.as_ref()?.table())) {
+                judge(&mut audit, table, |_| Space::Task(number));
             }
             memory.audit(&mut audit);
             audit.outcome()?;
             let second_stage = audit.leaves(Space::SecondStage(vm::PRIMARY));
             Ok(Report { runs: audit.runs(), second_stage })
         })
-    })?;
-    // The lock of a task's table comes before that of the second stage.
-    drop(memory);
-    let mut found = Ok(());
-    task::for_each_space(|task, space| {
-        let judged = with_uses(&regions, |uses| {
-            let mut audit = Audit::new(uses);
-            judge(&mut audit, space.table(), |_| Space::Task(task));
-            audit.outcome().map(|()| audit.runs())
-        });
-        match judged {
-            Ok(runs) => report.runs += runs,
-            Err(finding) => found = found.and(Err(finding)),
-        }
-    });
-    found.map(|()| report)
+    })
 }
 
 /// Does `work` with what each frame is there for. Before frames have owners there is nothing to

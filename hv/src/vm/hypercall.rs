@@ -72,7 +72,7 @@ fn audit(vcpu: &Vcpu<impl Vendor>) -> u64 {
     if start < *not_before {
         return AUDIT_LATER;
     }
-    let outcome = audit::all(vcpu.index, vcpu.vm);
+    let outcome = audit::all(vcpu.vm, vcpu.index);
     let end = time_stamp();
     *not_before = end.saturating_add(end.saturating_sub(start).saturating_mul(PAUSE));
     match outcome {
