@@ -140,7 +140,7 @@ fn prepare<V: Vendor>(magic: u32, information: u64) -> Result<(Windows, Start), 
 /// rest of the boot runs on.
 #[inline(never)]
 fn audit(vm: &Vm<impl Vendor>) -> Result<(), Reason> {
-    let report = audit::all(vm, 0).ok_or(NO_POOL)?.map_err(|finding| {
+    let report = audit::all(vm, 0).map_err(|finding| {
         log!("audit: {finding}");
         "the audit found a page table that breaks a rule: nothing was started"
     })?;

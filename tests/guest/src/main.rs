@@ -13,6 +13,8 @@
 //! | `idle` | never ends |
 //! | `reboot`, `poweroff` | does so at once |
 //!
+//! In the end all page tables in the machine are audited.
+//!
 //! What a program should read is a line `@@ WORD JSON` on the console (see [`console`]).
 //! Everything here runs in one thread: other CPUs are used by processes.
 
@@ -30,6 +32,7 @@ use abi::hypercall::{Counter, SupervisorMode};
 use anyhow::{Context as _, Result, bail};
 use console::Console;
 use counters::Counters;
+use hypercall::Audit;
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
 use serde_json::json;
@@ -66,6 +69,13 @@ fn main() -> Result<()> {
             End::PowerOff
         }
     };
+    if let Some(audit) = counters.audit() {
+        let runs = if let Audit::Passed { runs } = audit { runs } else { 0 };
+        console.report(
+            "audit",
+            &json!({"ok": runs > 0, "runs": runs, "said": format!("{audit:?}")}),
+        )?;
+    }
     match end {
         End::PowerOff => match reboot(RebootMode::RB_POWER_OFF)? {},
         End::Reboot => match reboot(RebootMode::RB_AUTOBOOT)? {},
