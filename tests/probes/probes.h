@@ -67,6 +67,10 @@ struct call call_function(void *target);
 int execute_init(void);
 void execute_exit(void);
 
+/* descriptors.c: LDTR and TR, loaded with forged descriptors. */
+enum result ldt_load(struct run *run);
+enum result tr_load(struct run *run);
+
 /* machine.c: powers off by ACPI alone, while other CPUs may be dead. */
 void power_off(void);
 

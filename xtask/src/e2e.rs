@@ -53,6 +53,7 @@ const ALWAYS_IN_BOCHS: &[&str] = &[
     "boot-cloud-2-cpu-2048-mib",
     "boot-generic-1-cpu-512-mib",
     "early-helper",
+    "heki-bare",
     "heki-verify",
     "no-reboot",
     "policy-log",

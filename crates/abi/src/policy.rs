@@ -7,7 +7,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// First eight bytes of the record.
 pub const MAGIC: [u8; 8] = *b"RVPOLICY";
 /// Version of this layout.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// How user execution and supervisor execution are told apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
