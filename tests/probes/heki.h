@@ -55,6 +55,6 @@ u64 physical_of(const void *at);
 extern const struct probe heki_suite[], heki_deputy[], heki_read[];
 
 /* heki_random.c */
-enum result heki_random(struct run *run);
+enum result heki_random(struct run *run, unsigned int calls_per_cpu);
 
 #endif

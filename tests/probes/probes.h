@@ -80,5 +80,7 @@ enum result check_state(struct run *run);
 /* heki.c: runs every case; "name, tab, protected or open or error, tab, detail" for each. */
 struct seq_file;
 int heki_show(struct seq_file *file, void *unused);
+/* Random requests that each CPU makes. */
+extern unsigned int heki_calls;
 
 #endif
