@@ -4,6 +4,7 @@
 //! features are there.
 
 use crate::cpu::instructions::{CpuidResult, cpuid};
+use abi::hypercall::{FEATURE_LEAF, feature};
 use x86_defs::cr4;
 
 const FEATURES: u32 = 1;
@@ -68,11 +69,12 @@ fn hypervisor_leaf(leaf: u32) -> CpuidResult {
     let text = |bytes: &[u8; 4]| u32::from_le_bytes(*bytes);
     match leaf {
         HYPERVISOR => CpuidResult {
-            eax: HYPERVISOR,
+            eax: FEATURE_LEAF,
             ebx: text(b"Rave"),
             ecx: text(b"linR"),
             edx: text(b"avel"),
         },
+        FEATURE_LEAF => CpuidResult { eax: feature::SECRET_PAGES, ebx: 0, ecx: 0, edx: 0 },
         KVM => CpuidResult {
             eax: KVM_FEATURES,
             ebx: text(b"KVMK"),
