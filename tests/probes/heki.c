@@ -283,7 +283,7 @@ static enum result bad_lists(struct run *run)
 	    !heki_answers(run, "unknown permission", heki_request(self, 1, 16), -22) ||
 	    !heki_answers(run, "writing alone", heki_request(self, 1, W), -95))
 		return SUCCEEDED;
-	if (!hypervisor_counter(16, &own))
+	if (!hypervisor_counter(OWN_MEMORY, &own))
 		return finish(run, UNUSABLE, "the hypervisor's memory is not told");
 	if (!heki_answers(run, "list in its memory", hypercall(PROTECT_MEMORY, own, 0, 0), -14) ||
 	    !heki_answers(run, "range in its memory", heki_request(own, 1, R | W), -14))

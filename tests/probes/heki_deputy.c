@@ -99,7 +99,7 @@ static enum result lists_elsewhere(struct run *run)
 	if (!list)
 		return finish(run, UNUSABLE, "no memory");
 	self = virt_to_phys(list);
-	hypervisor_counter(16, &own);
+	hypervisor_counter(OWN_MEMORY, &own);
 	nexts[0] = own;
 	/* The header ends in the hypervisor's memory. */
 	nexts[1] = own - 8;

@@ -207,7 +207,7 @@ enum result heki_random(struct run *run, unsigned int calls_per_cpu)
 	aliases[0] = ready ? text_alias(stext & PAGE_MASK) : NULL;
 	aliases[1] = ready ? text_alias(rodata & PAGE_MASK) : NULL;
 	ready = ready && aliases[0] && aliases[1];
-	if (!ready || !hypervisor_counter(16, &own)) {
+	if (!ready || !hypervisor_counter(OWN_MEMORY, &own)) {
 		kfree(workers);
 		return finish(run, ready ? SUCCEEDED : UNUSABLE, "no memory, or no hypervisor");
 	}
