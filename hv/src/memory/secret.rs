@@ -32,8 +32,8 @@ fn byte(frame: Gfn) -> Option<&'static AtomicU8> {
 pub fn is_refused(frame: Hfn) -> bool {
     // The primary VM's frames have the numbers that the machine gives them.
     let frame = Gfn::new(frame.raw());
-    let is_secret = byte(frame)
-        .is_some_and(|byte| byte.load(Ordering::Acquire) >> (frame.raw() % 8) & 1 != 0);
+    let is_secret =
+        byte(frame).is_some_and(|byte| byte.load(Ordering::Acquire) >> (frame.raw() % 8) & 1 != 0);
     if is_secret && REFUSED.fetch_add(1, Ordering::Relaxed) < MOST_TOLD {
         log!("no window opens on guest frame {:#x}: the guest has made it secret", frame.raw());
     }

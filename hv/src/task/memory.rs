@@ -147,11 +147,7 @@ impl Space {
     }
 
     /// Maps a block of a secret.
-    pub fn map_secret(
-        &mut self,
-        at: FrameRange<HostVirtual>,
-        block: Hfn,
-    ) -> Result<(), CallError> {
+    pub fn map_secret(&mut self, at: FrameRange<HostVirtual>, block: Hfn) -> Result<(), CallError> {
         let rights = user(true, false);
         self.table.map(&mut Tables, at, block, rights, Level::Page2M).map_err(refused)
     }

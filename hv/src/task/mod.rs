@@ -63,9 +63,9 @@ struct Slot {
     task: SpinMutex<Option<Task>>,
 }
 
-static SLOTS: [Slot; MOST_TASKS] = [const {
-    Slot { inbox: SpinMutex::new(Inbox::new()), task: SpinMutex::new(None) }
-}; MOST_TASKS];
+static SLOTS: [Slot; MOST_TASKS] =
+    [const { Slot { inbox: SpinMutex::new(Inbox::new()), task: SpinMutex::new(None) } };
+        MOST_TASKS];
 /// A bit per task that may have something to do. Set before anybody looks whether the task runs,
 /// cleared by the CPU that runs it.
 static READY: AtomicU32 = AtomicU32::new(0);

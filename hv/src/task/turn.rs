@@ -238,9 +238,7 @@ fn late(token: u64) -> Option<u64> {
 fn ends_stepping(task: &Task, here: Here<'_>) -> bool {
     const POPF: u8 = 0x9d;
     const IRET: u8 = 0xcf;
-    let is_prefix = |byte: &u8| {
-        matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x40..=0x4f | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3)
-    };
+    let is_prefix = |byte: &u8| matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x40..=0x4f | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3);
     for offset in 0..15 {
         let mut byte = [0; 1];
         if task.space.read(here, task.area.rip.wrapping_add(offset), &mut byte).is_err() {

@@ -178,9 +178,7 @@ impl Vendor for Vmx {
     }
 
     fn inject_interrupt(&mut self, vector: u8) {
-        self.queue(
-            u64::from(vector) | event::TYPE_INTERRUPT << event::TYPE_SHIFT | event::VALID,
-        );
+        self.queue(u64::from(vector) | event::TYPE_INTERRUPT << event::TYPE_SHIFT | event::VALID);
     }
 
     fn request_interrupt_window(&mut self) {
