@@ -16,7 +16,6 @@
 #include "attempt.h"
 #include "probes.h"
 
-#define OWN_MEMORY 17 /* the counter that tells where the hypervisor's memory begins */
 #define PATTERN 0x6e696c6576617252ull
 
 /*

@@ -53,6 +53,7 @@ const ALWAYS_IN_BOCHS: &[&str] = &[
     "boot-cloud-2-cpu-2048-mib",
     "boot-generic-1-cpu-512-mib",
     "early-helper",
+    "heki-bare",
     "heki-verify",
     "no-reboot",
     "policy-log",
@@ -84,7 +85,7 @@ pub fn case(
 pub fn run(built: &Built, full: bool, only: Option<&str>, tally: &mut Tally) -> anyhow::Result<()> {
     let logs = guest_folder("logs")?;
     let cases = cases(full).into_iter().chain(policies::cases()).chain(refusals::cases());
-    let cases = cases.chain(ending::cases()).chain(iso::cases()).chain(heki::cases());
+    let cases = cases.chain(ending::cases()).chain(iso::cases()).chain(heki::cases(full));
     let cases: Vec<Case> = cases.chain(trace::cases()).chain(audit::cases(full)).collect();
     let runs = cases.iter().flat_map(|case| case.on.iter().map(move |on| (case, *on)));
     for (case, on) in runs {

@@ -130,7 +130,11 @@ fn run_jobs(console: &Console, counters: &Counters, cpus: usize) -> Result<End> 
                     argument.parse().with_context(|| format!("`{job}`: how many rounds?"))?;
                 trace::run(console, rounds)?;
             }
-            "heki" => heki::run(console, counters)?,
+            "heki" => {
+                let calls = (!argument.is_empty()).then(|| argument.parse()).transpose();
+                let calls = calls.with_context(|| format!("`{job}`: how many requests?"))?;
+                heki::run(console, counters, calls)?;
+            }
             "bench" => bench::run(console, counters, argument == "quick")?,
             "idle" => {
                 console.report("idle", &json!({}))?;
