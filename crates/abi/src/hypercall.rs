@@ -49,6 +49,11 @@ pub enum Counter {
     OwnMemory = 16,
     /// How user and supervisor execution are told apart: the number of a [`SupervisorMode`].
     SupervisorMode = 17,
+    /// First physical address of the published region (crate `published`), which the guest can read
+    /// and nobody but its root may: it holds addresses of the kernel, and this answer none.
+    Published = 18,
+    /// Bytes of the published region.
+    PublishedBytes = 19,
 }
 
 /// How user and supervisor execution are told apart.
@@ -86,7 +91,7 @@ impl SupervisorMode {
 
 impl Counter {
     /// Every counter, in the order of its number.
-    pub const ALL: [Counter; 18] = [
+    pub const ALL: [Counter; 20] = [
         Counter::Exits,
         Counter::ViewSwitch,
         Counter::NestedFault,
@@ -105,6 +110,8 @@ impl Counter {
         Counter::Locked,
         Counter::OwnMemory,
         Counter::SupervisorMode,
+        Counter::Published,
+        Counter::PublishedBytes,
     ];
     /// The counter with this number.
     pub fn from_number(number: u64) -> Option<Self> {
@@ -131,6 +138,8 @@ impl Counter {
             Counter::Locked => "locked",
             Counter::OwnMemory => "own-memory",
             Counter::SupervisorMode => "supervisor-mode",
+            Counter::Published => "published",
+            Counter::PublishedBytes => "published-bytes",
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The audit: judges every leaf of every page table in the machine by rules 2 and 5 of the memory
 //! design. The hypervisor maps its own frames only, no page of its own is writable and executable,
-//! and no guest's second stage reaches a frame of the hypervisor's.
+//! and no guest's second stage reaches a frame of the hypervisor's, but those that are published:
+//! these may be read, and neither written nor executed.
 
 use addr::{FrameRange, HostPhysical};
 
@@ -27,6 +28,9 @@ pub enum Finding {
     /// A guest reaches a frame of the hypervisor's.
     #[error("a guest reaches the hypervisor's memory")]
     GuestReachesOwn,
+    /// A guest can write or execute what is published for reading.
+    #[error("a guest can write or execute what is published for reading")]
+    GuestChangesPublished,
 }
 
 /// Judges leaves, and counts them.
@@ -34,17 +38,19 @@ pub enum Finding {
 pub struct Audit<'a> {
     own: &'a [FrameRange<HostPhysical>],
     devices: &'a [FrameRange<HostPhysical>],
+    published: FrameRange<HostPhysical>,
     runs: u64,
 }
 
 impl<'a> Audit<'a> {
     /// `own`: the hypervisor's memory; `devices`: registers that it maps too. Neither has
-    /// overlapping ranges.
+    /// overlapping ranges. `published`: the part of `own` that a guest may read.
     pub const fn new(
         own: &'a [FrameRange<HostPhysical>],
         devices: &'a [FrameRange<HostPhysical>],
+        published: FrameRange<HostPhysical>,
     ) -> Self {
-        Self { own, devices, runs: 0 }
+        Self { own, devices, published, runs: 0 }
     }
 
     /// Runs of leaves judged so far.
@@ -72,11 +78,18 @@ impl<'a> Audit<'a> {
     /// Judges a leaf of a guest's second stage.
     ///
     /// # Errors
-    /// `GuestReachesOwn`.
+    /// `GuestReachesOwn`, `GuestChangesPublished`.
     pub fn guest_leaf(&mut self, leaf: AuditedLeaf) -> Result<(), Finding> {
         self.runs += 1;
-        let reached = self.own.iter().any(|range| range.overlaps(leaf.frames));
-        if reached { Err(Finding::GuestReachesOwn) } else { Ok(()) }
+        let reached: u64 = self.own.iter().map(|range| common(*range, leaf.frames)).sum();
+        let published = common(self.published, leaf.frames);
+        if reached > published {
+            Err(Finding::GuestReachesOwn)
+        } else if published > 0 && (leaf.write || leaf.execute) {
+            Err(Finding::GuestChangesPublished)
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -107,7 +120,8 @@ mod tests {
             let own = [range(10, 10), range(30, 5)];
             let devices = [range(50, 1)];
             let leaf = AuditedLeaf { frames: range(start, count), write, execute };
-            let mut audit = Audit::new(&own, &devices);
+            let published = range(13, 3);
+            let mut audit = Audit::new(&own, &devices, published);
             let is_own = |frame: Hfn| own.iter().any(|range| range.contains(frame));
             let mapped = |frame: Hfn| is_own(frame) || devices[0].contains(frame);
             let expected = if !leaf.frames.iter().all(mapped) {
@@ -118,8 +132,15 @@ mod tests {
                 Ok(())
             };
             prop_assert_eq!(audit.own_leaf(leaf), expected);
-            let reached = leaf.frames.iter().any(is_own);
-            prop_assert_eq!(audit.guest_leaf(leaf).is_err(), reached);
+            let is_published = |frame: Hfn| published.contains(frame);
+            let expected = if leaf.frames.iter().any(|frame| is_own(frame) && !is_published(frame)) {
+                Err(Finding::GuestReachesOwn)
+            } else if leaf.frames.iter().any(is_published) && (write || execute) {
+                Err(Finding::GuestChangesPublished)
+            } else {
+                Ok(())
+            };
+            prop_assert_eq!(audit.guest_leaf(leaf), expected);
             prop_assert_eq!(audit.runs(), 2);
         }
     }

@@ -16,6 +16,7 @@ use crate::memory::physical::Physical;
 use crate::memory::pool::{self, Block, Tables};
 use crate::memory::space::{self, BootTables, CpuSpace};
 use crate::memory::window::Windows;
+use crate::publish;
 use crate::report;
 use crate::svm::Svm;
 use crate::vcpu::Vcpu;
@@ -142,12 +143,15 @@ fn audit(
 ) -> Result<(), Reason> {
     let own = [space::image(), pool];
     let devices = [FrameRange::with_count(Hpa::new(apic::BASE).frame(), 1)];
-    let mut audit = Audit::new(&own, &devices);
+    let mut audit = Audit::new(&own, &devices, publish::frames());
     let leaves = space::audit(table, &mut audit).and_then(|()| vm.memory.lock().audit(&mut audit));
     let [small, large, huge] = leaves.map_err(|finding| match finding {
         Finding::WritableCode => "audit: a page of the hypervisor's is writable and executable",
         Finding::ForeignFrame => "audit: the hypervisor maps a frame that is not its own",
         Finding::GuestReachesOwn => "audit: the guest reaches the hypervisor's memory",
+        Finding::GuestChangesPublished => {
+            "audit: the guest can write or execute what is published for reading"
+        }
     })?;
     log!(
         "audit: {} runs of leaves, all as they must be; second stage: {huge} of 1 GiB, \
@@ -253,6 +257,7 @@ fn make_vm<V: Vendor>(
     let own = [image, pool]
         .map(|range| FrameRange::new(Gfn::new(range.start.raw()), Gfn::new(range.end.raw())));
     let separation = Separation::choose::<V>(policy.supervisor_exec);
+    publish::REGION.open(separation.mode(), &policy.to_record(), env!("CARGO_PKG_VERSION"));
     let memory = Memory::new(limit, ram_end, ram.clone(), types, &own, separation)?;
     Ok(Vm::new(policy, manifest, ram, memory))
 }

@@ -2,8 +2,8 @@
 //! privilege level; all others are [`heki`]'s.
 
 use super::{Stage, heki};
-use crate::cpu;
 use crate::memory::pool;
+use crate::publish::{self, REGION};
 use crate::report;
 use crate::vcpu::Vcpu;
 use crate::vendor::Vendor;
@@ -42,9 +42,11 @@ fn read(vcpu: &Vcpu<impl Vendor>, counter: Counter) -> u64 {
             Stage::Full => 2,
         },
         // Every exit is of one kind; adding them up here spares each exit an addition.
-        Counter::Exits => KINDS.into_iter().map(cpu::total).sum(),
+        Counter::Exits => KINDS.into_iter().map(|kind| REGION.total(kind)).sum(),
         Counter::SupervisorMode => vcpu.vm.separation().mode() as u64,
         Counter::OwnMemory => pool::region().start.start().raw(),
-        counted => cpu::total(counted),
+        Counter::Published => publish::frames().start.start().raw(),
+        Counter::PublishedBytes => published::BYTES as u64,
+        counted => REGION.total(counted),
     }
 }
