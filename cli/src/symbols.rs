@@ -113,7 +113,7 @@ not a line\n";
         let name = |address| symbols.name(0xffff_ffff_8100_0000, address);
         assert_eq!(name(0xffff_ffff_8100_0000).as_deref(), Some("_text+0x0"));
         assert_eq!(name(0xffff_ffff_8100_01ff).as_deref(), Some("_text+0x1ff"));
-        assert_eq!(name(0xffff_ffff_81ff_ffff).as_deref(), Some("do_it+0x1fffdff"));
+        assert_eq!(name(0xffff_ffff_81ff_ffff).as_deref(), Some("do_it+0xfffdff"));
         let module = "probe_write+0x10 [ravelin_probes]";
         assert_eq!(name(0xffff_ffff_c000_1010).as_deref(), Some(module));
         for nowhere in [0, 0x1234, 0xffff_8880_0000_0000, 0xffff_ffff_8200_0000, u64::MAX] {

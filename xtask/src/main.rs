@@ -10,6 +10,7 @@ mod e2e;
 mod ending;
 mod guest_image;
 mod heki;
+mod inside;
 mod iso;
 mod judge;
 mod packages;
