@@ -8,7 +8,7 @@ use crate::packages::Flavour::{self, Cloud, Generic};
 use crate::progress::Step;
 use crate::shell::guest_folder;
 use crate::test::Tally;
-use crate::{audit, ending, heki, iso, policies, refusals, trace};
+use crate::{audit, ending, heki, inside, iso, policies, refusals, trace};
 use abi::event::LockReport;
 use abi::policy::{Policy, SupervisorExec};
 use anyhow::{bail, ensure};
@@ -55,6 +55,7 @@ const ALWAYS_IN_BOCHS: &[&str] = &[
     "early-helper",
     "heki-bare",
     "heki-verify",
+    "inside-cloud",
     "no-reboot",
     "policy-log",
     "reboot",
@@ -86,6 +87,7 @@ pub fn run(built: &Built, full: bool, only: Option<&str>, tally: &mut Tally) -> 
     let logs = guest_folder("logs")?;
     let cases = cases(full).into_iter().chain(policies::cases()).chain(refusals::cases());
     let cases = cases.chain(ending::cases()).chain(iso::cases()).chain(heki::cases(full));
+    let cases = cases.chain(inside::cases());
     let cases: Vec<Case> = cases.chain(trace::cases()).chain(audit::cases(full)).collect();
     let runs = cases.iter().flat_map(|case| case.on.iter().map(move |on| (case, *on)));
     for (case, on) in runs {

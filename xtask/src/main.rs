@@ -11,6 +11,7 @@ mod ending;
 mod fuzz;
 mod guest_image;
 mod heki;
+mod inside;
 mod iso;
 mod judge;
 mod packages;
