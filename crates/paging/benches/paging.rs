@@ -9,11 +9,11 @@
 #![expect(clippy::unwrap_used, reason = "a benchmark that fails measures nothing")]
 
 use addr::{FrameRange, Hfn, HostVirtual, Hpn};
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, criterion_group, criterion_main};
 use paging::{ENTRIES, HostRights, LINE, Level, PageTable, TableMemory, X86_64};
+use race::Race;
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::hint::black_box;
-use std::time::{Duration, Instant};
 use x86_64::structures::paging::{
     FrameAllocator, Mapper, OffsetPageTable, Page, PageTableFlags as Flags, PhysFrame, Size4KiB,
     Translate,
@@ -255,58 +255,15 @@ fn compare(ours: &Ours, reference: &Reference) {
     }
 }
 
-/// Times both on states of their own, made anew for every run or kept, and prints the ratio of the
-/// fastest samples, which say most on a machine that does other things besides.
-fn race<A, B>(
-    criterion: &mut Criterion,
-    name: &str,
-    (setup, routine): (impl FnMut() -> A, impl FnMut(&mut A)),
-    (setup_reference, routine_reference): (impl FnMut() -> B, impl FnMut(&mut B)),
-) {
-    let ours = time(criterion, name, "ravelin", setup, routine);
-    let reference = time(criterion, name, "x86_64", setup_reference, routine_reference);
-    // Left out on the command line?
-    let (Some(ours), Some(reference)) = (ours, reference) else { return };
-    let [ours, reference] = [ours, reference].map(|time| time.as_secs_f64() * 1e9 / PAGES as f64);
-    println!(
-        "{name}: {:.1} times faster ({ours:.2} ns a page, x86_64 {reference:.2} ns; fastest samples)\n",
-        reference / ours
-    );
-}
-
-/// The fastest sample's time for one run.
-fn time<S>(
-    criterion: &mut Criterion,
-    group: &str,
-    name: &str,
-    mut setup: impl FnMut() -> S,
-    mut routine: impl FnMut(&mut S),
-) -> Option<Duration> {
-    let mut fastest = None;
-    let mut group = criterion.benchmark_group(group);
-    group.throughput(Throughput::Elements(PAGES));
-    group.bench_function(name, |bencher| {
-        bencher.iter_custom(|runs| {
-            let mut total = Duration::ZERO;
-            for _ in 0..runs {
-                let mut state = setup();
-                let start = Instant::now();
-                routine(&mut state);
-                total += start.elapsed();
-            }
-            let mean = total / u32::try_from(runs).unwrap();
-            fastest = Some(fastest.map_or(mean, |fastest: Duration| fastest.min(mean)));
-            total
-        });
-    });
-    fastest
+fn race<'a>(criterion: &'a mut Criterion, name: &str) -> Race<'a> {
+    Race { criterion, name: name.into(), pieces: PAGES, piece: "page", samples: 100 }
 }
 
 fn mapping(criterion: &mut Criterion) {
     let frames = Frames::Consecutive;
     compare(&ours_with(frames), &reference_with(frames));
     let theirs = |state: &mut Reference| map_reference(state, frames);
-    race(criterion, "map", (ours, map), (reference, theirs));
+    race(criterion, "map").run(("ravelin", ours, map), ("x86_64", reference, theirs));
 }
 
 fn protecting(criterion: &mut Criterion) {
@@ -320,11 +277,14 @@ fn protecting(criterion: &mut Criterion) {
         }
         let mut rights = [HostRights::READ, DATA].into_iter().cycle();
         let mut flags = [READ_FLAGS, DATA_FLAGS].into_iter().cycle();
-        race(
-            criterion,
-            name,
-            (|| rights.next().unwrap(), |rights: &mut HostRights| protect(&mut ours, *rights)),
+        race(criterion, name).run(
             (
+                "ravelin",
+                || rights.next().unwrap(),
+                |rights: &mut HostRights| protect(&mut ours, *rights),
+            ),
+            (
+                "x86_64",
                 || flags.next().unwrap(),
                 |flags: &mut Flags| protect_reference(&mut reference, *flags),
             ),
@@ -338,11 +298,9 @@ fn walking(criterion: &mut Criterion) {
     {
         let (ours, reference) = (ours_with(frames), reference_with(frames));
         assert_eq!(walk(&ours), walk_reference(&reference));
-        race(
-            criterion,
-            name,
-            (|| (), |(): &mut ()| assert_ne!(walk(&ours), 0)),
-            (|| (), |(): &mut ()| assert_ne!(walk_reference(&reference), 0)),
+        race(criterion, name).run(
+            ("ravelin", || (), |(): &mut ()| assert_ne!(walk(&ours), 0)),
+            ("x86_64", || (), |(): &mut ()| assert_ne!(walk_reference(&reference), 0)),
         );
     }
 }
@@ -354,7 +312,7 @@ fn unmapping(criterion: &mut Criterion) {
     unmap_reference(&mut reference);
     compare(&ours, &reference);
     let (ours, reference) = (move || ours_with(frames), move || reference_with(frames));
-    race(criterion, "unmap", (ours, unmap), (reference, unmap_reference));
+    race(criterion, "unmap").run(("ravelin", ours, unmap), ("x86_64", reference, unmap_reference));
 }
 
 criterion_group!(benches, mapping, protecting, walking, unmapping);
