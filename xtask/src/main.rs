@@ -1,5 +1,6 @@
 //! What a developer types: `cargo xtask demo`, `test`, `bench`, `bochs`, `packages`.
 
+mod apt;
 mod audit;
 mod bench;
 mod bochs;
@@ -20,6 +21,7 @@ mod refusals;
 mod shell;
 mod test;
 mod trace;
+mod userland;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
