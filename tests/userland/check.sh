@@ -116,7 +116,7 @@ check_nftables() {
     nft -f /usr/lib/ravelin/rules.nft || return 1
     # Some connections, which must have been counted.
     stress-ng --sock 1 --sock-ops 5 > /dev/null 2>&1 || return 1
-    nft list table inet ravelin | grep -o 'established counter packets [1-9].*' || return 1
+    nft list table inet ravelin | grep -o 'related counter packets [1-9].*' || return 1
     nft add element inet ravelin ports '{ 8080, 8443 }' || return 1
     nft list set inet ravelin ports | grep -q 8443 || return 1
     nft delete table inet ravelin || return 1

@@ -12,6 +12,9 @@ use std::process::Command;
 /// Debian's keys.
 const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
+/// The release that is always under way, and has no updates for security.
+pub const UNSTABLE: &str = "sid";
+
 /// apt, with some release's lists of packages.
 pub struct Apt {
     /// What each of its programs is told first.
@@ -33,7 +36,7 @@ impl Apt {
         for part in ["lists/partial", "cache/archives/partial"] {
             std::fs::create_dir_all(folder.join(part))?;
         }
-        std::fs::write(folder.join("sources.list"), format!("{}\n", source(suite)?))?;
+        std::fs::write(folder.join("sources.list"), sources(suite)?.join("\n") + "\n")?;
         // What is installed here is of no importance there.
         std::fs::write(folder.join("status"), "")?;
         let place = |key: &str, part: &str| format!("{key}={}", folder.join(part).display());
@@ -105,21 +108,33 @@ impl Apt {
     }
 }
 
-/// The line of `sources.list` for a release, with the mirror that this machine uses.
+/// The lines of `sources.list` for a release, with the mirrors that this machine uses; updates for
+/// security are among them where it knows of any and the release has them.
 ///
 /// # Errors
-/// It uses none.
-pub fn source(suite: &str) -> anyhow::Result<String> {
-    const DEBIAN: [&str; 3] = ["Created-By: Packages", "Origin: Debian", "Label: Debian"];
-    let mut targets = command("apt-get", &["indextargets", "--format", "$(REPO_URI)"]);
-    let mut mirrors = || run(targets.args(DEBIAN));
-    let mut text = mirrors()?;
-    if text.trim().is_empty() {
-        Apt::own().update()?;
-        text = mirrors()?;
+/// It uses no mirror of Debian's.
+pub fn sources(suite: &str) -> anyhow::Result<Vec<String>> {
+    let main = match mirror("Debian")? {
+        Some(main) => main,
+        None => {
+            Apt::own().update()?;
+            mirror("Debian")?.context("apt has packages from no mirror of Debian's")?
+        }
+    };
+    let line = |mirror: &str, suite: &str| format!("deb [signed-by={KEYS}] {mirror} {suite} main");
+    let mut lines = vec![line(&main, suite)];
+    if let Some(mirror) = mirror("Debian-Security")?.filter(|_| suite != UNSTABLE) {
+        lines.push(line(&mirror, &format!("{suite}-security")));
     }
-    let mirror = text.lines().next().context("apt has packages from no mirror of Debian's")?;
-    Ok(format!("deb [signed-by={KEYS}] {mirror} {suite} main"))
+    Ok(lines)
+}
+
+/// Where this machine has packages with this label from.
+fn mirror(label: &str) -> anyhow::Result<Option<String>> {
+    let targets = ["indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"];
+    let label = format!("Label: {label}");
+    let text = run(command("apt-get", &targets).args(["Origin: Debian", &label]))?;
+    Ok(text.lines().next().map(str::to_owned))
 }
 
 /// A program with the rights to change this system.

@@ -4,7 +4,7 @@
 //! It is built once for each kernel and kept under `target/guest/userland`, with a file that says
 //! what it was made of; when that would be another, it is built anew.
 
-use crate::apt::{source, with_root};
+use crate::apt::{sources, with_root};
 use crate::packages::{self, Kernel};
 use crate::progress::step;
 use crate::shell::{guest_folder, run, workspace};
@@ -16,8 +16,10 @@ use std::path::PathBuf;
 pub const PACKAGES: &[&str] = &["mmdebstrap", "e2fsprogs", "debian-archive-keyring"];
 
 /// What the system has beyond Debian's essential packages.
+/// iproute2 is in every installed Debian, and with it comes the library by which systemd attaches
+/// BPF programs.
 const INCLUDED: &str =
-    "systemd-sysv,udev,dbus,kmod,procps,netbase,initramfs-tools,zstd,nftables,stress-ng";
+    "systemd-sysv,udev,dbus,kmod,procps,iproute2,initramfs-tools,zstd,nftables,stress-ng";
 
 /// Files of `tests/userland` that the image depends on.
 const SOURCES: [&str; 4] = ["install.sh", "check.sh", "rules.nft", "ravelin-check.service"];
@@ -66,7 +68,8 @@ pub fn userland(suite: &str, kernel: &Kernel, install: bool) -> anyhow::Result<U
             .args(["--mode=root", "--variant=minbase", "--format=null", "--quiet"])
             .arg(format!("--include={INCLUDED}"))
             .arg(format!("--customize-hook={}", hook.join(" ")))
-            .args([suite, "/dev/null", &source(suite)?]);
+            .args([suite, "/dev/null"])
+            .args(sources(suite)?);
         run(&mut build)?;
         // Last, so that what it speaks of is whole.
         fs::write(&stamp, recipe).with_context(|| format!("cannot write {}", stamp.display()))

@@ -9,7 +9,7 @@ mod table;
 
 pub use table::Matrix;
 
-use crate::apt::Apt;
+use crate::apt::{Apt, UNSTABLE};
 use crate::boot::{self, Report, boot};
 use crate::build::On;
 use crate::e2e::{Case, Place, case, no_violation};
@@ -25,7 +25,7 @@ use std::time::Duration;
 
 /// The releases of Debian whose newest kernels are run, each in its own system: 12 with Linux 6.1, 13
 /// with 6.12, and unstable.
-const SUITES: [&str; 3] = ["bookworm", "trixie", "sid"];
+const SUITES: [&str; 3] = ["bookworm", "trixie", UNSTABLE];
 
 /// How much is done.
 #[derive(Clone, Copy)]
