@@ -1,5 +1,6 @@
 //! What a developer types: `cargo xtask demo`, `test`, `bench`, `fuzz`, `bochs`, `packages`.
 
+mod apt;
 mod audit;
 mod bench;
 mod bochs;
@@ -22,6 +23,7 @@ mod refusals;
 mod shell;
 mod test;
 mod trace;
+mod userland;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
