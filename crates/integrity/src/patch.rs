@@ -25,6 +25,7 @@
 pub mod probes;
 mod rules;
 mod tracer;
+mod trampoline;
 
 use abi::manifest::{Manifest, SiteKind, TRACED_LENGTH};
 use abi::policy::Patching;

@@ -111,9 +111,11 @@ pub fn examine<V: Vendor>(
     kernel: KernelPlace,
 ) -> Result<Findings, &'static str> {
     let (buffers, mut counters) = memory.survey();
+    let mut batch = counters.batch();
     let leaves = visit(vcpu, buffers, EVERYTHING, |leaf| {
-        counters.map(frames_of(&leaf), rights_of(leaf.rights))
+        batch.map(frames_of(&leaf), rights_of(leaf.rights));
     })?;
+    drop(batch);
     let header = vcpu.vm.manifest.header();
     let collective = |frame| counters.collective(frame);
     let mut generated = Scattered::new();
