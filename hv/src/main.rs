@@ -12,6 +12,8 @@
 mod boot;
 mod cpu;
 mod memory;
+#[cfg(feature = "planted")]
+mod planted;
 mod report;
 mod runtime;
 mod svm;
