@@ -14,6 +14,7 @@ mod cpu;
 mod memory;
 #[cfg(feature = "planted")]
 mod planted;
+mod publish;
 mod report;
 mod runtime;
 mod svm;

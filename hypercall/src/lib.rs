@@ -81,6 +81,12 @@ impl Ravelin {
     }
 }
 
+/// Time-stamp counter of this CPU.
+pub fn ticks() -> u64 {
+    // SAFETY: RDTSC is part of x86-64 and touches nothing but its result.
+    unsafe { core::arch::x86_64::_rdtsc() }
+}
+
 /// Set by [`on_illegal`]: the hypercall is undefined here.
 static ILLEGAL: AtomicBool = AtomicBool::new(false);
 

@@ -6,6 +6,7 @@
 use crate::shell::guest_folder;
 use abi::event::{LockReport, Violation};
 use anyhow::Context;
+use jiff::Timestamp;
 use ravelin::events::{Body, Record};
 use ravelin::machine::{Accel, Boot, Console, Emulator, Ended, Machine, Outcome, Protection};
 use ravelin::report::{self, Symbols};
@@ -103,7 +104,7 @@ pub fn boot(
     let mut on_event = |record: &Record| records.push(record.clone());
     let outcome = machine.run(&manifest, Console::Capture(&mut on_line), &mut on_event)?;
     for record in &records {
-        writeln!(file, "{}", report::json(record, &symbols))?;
+        writeln!(file, "{}", report::json(record, &symbols, Timestamp::now()))?;
     }
     writeln!(file, "{:?} after {:.1} s", outcome.ended, outcome.wall.as_secs_f32())?;
     file.flush()?;

@@ -89,6 +89,11 @@ pub enum Counter {
     OwnMemory = 17,
     /// How user and supervisor execution are told apart: the number of a [`SupervisorMode`].
     SupervisorMode = 18,
+    /// First physical address of the published region (crate `published`), which the guest can read
+    /// and nobody but its root may: it holds addresses of the kernel, and this answer none.
+    Published = 19,
+    /// Bytes of the published region.
+    PublishedBytes = 20,
 }
 
 /// How user and supervisor execution are told apart.
@@ -126,7 +131,7 @@ impl SupervisorMode {
 
 impl Counter {
     /// Every counter, in the order of its number.
-    pub const ALL: [Counter; 19] = [
+    pub const ALL: [Counter; 21] = [
         Counter::Exits,
         Counter::ViewSwitch,
         Counter::NestedFault,
@@ -146,6 +151,8 @@ impl Counter {
         Counter::Locked,
         Counter::OwnMemory,
         Counter::SupervisorMode,
+        Counter::Published,
+        Counter::PublishedBytes,
     ];
     /// The counter with this number.
     pub fn from_number(number: u64) -> Option<Self> {
@@ -173,6 +180,8 @@ impl Counter {
             Counter::OwnMemory => "own-memory",
             Counter::SupervisorMode => "supervisor-mode",
             Counter::Task => "task",
+            Counter::Published => "published",
+            Counter::PublishedBytes => "published-bytes",
         }
     }
 }

@@ -18,6 +18,7 @@ use crate::memory::pool::{self, Block};
 use crate::memory::space::{self, CpuSpace};
 use crate::memory::window::Windows;
 use crate::memory::{audit, flush, secret};
+use crate::publish;
 use crate::report;
 use crate::svm::Svm;
 use crate::vcpu::Vcpu;
@@ -255,6 +256,7 @@ fn make_vm<V: Vendor>(
     let own = [image, pool]
         .map(|range| FrameRange::new(Gfn::new(range.start.raw()), Gfn::new(range.end.raw())));
     let separation = Separation::choose::<V>(policy.supervisor_exec);
+    publish::REGION.open(separation.mode(), &policy.to_record(), env!("CARGO_PKG_VERSION"));
     let memory = Memory::new(limit, ram_end, ram.clone(), types, &own, separation)?;
     Ok(Vm::new(policy, manifest, ram, memory))
 }

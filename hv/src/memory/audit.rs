@@ -9,6 +9,7 @@
 use super::pool::{self, Tables};
 use super::{WINDOWS, flush, secret, space};
 use crate::cpu::apic;
+use crate::publish;
 use crate::task;
 use crate::vendor::Vendor;
 use crate::vm::{self, Vm};
@@ -17,8 +18,8 @@ use arrayvec::ArrayVec;
 use frames::{Audit, AuditedLeaf, Broken, Finding, Machine, Region, Space, Use, Uses};
 use paging::{HostRights, Level, PageTable, X86_64};
 
-/// Image, local APIC, ranges of RAM.
-const MOST_REGIONS: usize = vm::MOST_RAM_RANGES + 2;
+/// The image in three parts, local APIC, ranges of RAM.
+const MOST_REGIONS: usize = vm::MOST_RAM_RANGES + 4;
 
 /// What an audit without a finding has seen.
 #[derive(Clone, Copy, Debug, Default)]
@@ -51,7 +52,13 @@ pub fn all(vm: &Vm<impl Vendor>, cpu: usize) -> Result<Report, Finding> {
 #[inline(never)]
 fn judge_all(vm: &Vm<impl Vendor>, cpu: usize) -> Result<Report, Finding> {
     let apic = FrameRange::with_count(Hpa::new(apic::BASE).frame(), 1);
-    let own = [(space::image(), Use::Hv), (apic, Use::Registers)];
+    let (image, published) = (space::image(), publish::frames());
+    let own = [
+        (FrameRange::new(image.start, published.start), Use::Hv),
+        (published, Use::Published),
+        (FrameRange::new(published.end, image.end), Use::Hv),
+        (apic, Use::Registers),
+    ];
     let ram = vm.ram.iter().map(|range| {
         let host = FrameRange::new(range.start.identity(), range.end.identity());
         (host, Use::Vm(vm::PRIMARY))

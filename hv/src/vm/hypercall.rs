@@ -2,10 +2,10 @@
 //! page tables audited at any privilege level and its kernel makes pages secret; all others are [`heki`]'s.
 
 use super::{Stage, heki};
-use crate::cpu;
 use crate::cpu::instructions::time_stamp;
 use crate::log;
 use crate::memory::{audit, flush, pool, secret};
+use crate::publish::{self, REGION};
 use crate::report;
 use crate::vcpu::Vcpu;
 use crate::vendor::Vendor;
@@ -56,10 +56,12 @@ fn read(vcpu: &Vcpu<impl Vendor>, counter: Counter) -> u64 {
             Stage::Full => 2,
         },
         // Every exit is of one kind; adding them up here spares each exit an addition.
-        Counter::Exits => KINDS.into_iter().map(cpu::total).sum(),
+        Counter::Exits => KINDS.into_iter().map(|kind| REGION.total(kind)).sum(),
         Counter::SupervisorMode => vcpu.vm.separation().mode() as u64,
         Counter::OwnMemory => pool::region().start.start().raw(),
-        counted => cpu::total(counted),
+        Counter::Published => publish::frames().start.start().raw(),
+        Counter::PublishedBytes => published::BYTES as u64,
+        counted => REGION.total(counted),
     }
 }
 

@@ -8,8 +8,7 @@ use std::time::Duration;
 
 /// Time-stamp counter; under QEMU's `-icount shift=0` the number of executed instructions.
 pub fn ticks() -> u64 {
-    // SAFETY: RDTSC is part of x86-64 and touches nothing but its result.
-    unsafe { core::arch::x86_64::_rdtsc() }
+    hypercall::ticks()
 }
 
 /// What the counters held at one moment. Without a hypervisor all are zero, and no work is spared:
