@@ -135,7 +135,7 @@ pub fn build(flavours: &[Flavour], emulators: &[On], install: bool) -> anyhow::R
 }
 
 /// What runs without an operating system.
-pub const FREESTANDING: [&str; 5] = ["freestanding", "hv", "task-rt", "warden", "unruly"];
+pub const FREESTANDING: [&str; 6] = ["freestanding", "hv", "task-rt", "warden", "unruly", "churn"];
 
 /// Builds the hypervisor with its tasks, and the command.
 ///
