@@ -124,7 +124,7 @@ fn prepare<V: Vendor>(magic: u32, information: u64) -> Result<(Windows, Start), 
     cpu::note_online();
     smp::start_others(memory, &machine.apic_ids)?;
     space::forget_boot_tables();
-    let start = linux::load(memory, &info, kernel, &map, &machine)?;
+    let start = linux::load(memory, &info, kernel, &map, &machine, &vm.policy)?;
     log!(
         "Ravelin {} runs {} CPU(s); supervisor_exec = {}; pool of {} MiB at {:#x}, {} MiB free",
         env!("CARGO_PKG_VERSION"),
