@@ -35,9 +35,63 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Inside a guest: print the latest events, oldest first (as root)
+    Events(Events),
+    /// Inside a guest: print the counters in Prometheus' text format
+    Metrics(Metrics),
     /// Work with policy files
     #[command(subcommand)]
     Policy(PolicyCommand),
+}
+
+#[derive(clap::Args)]
+pub struct Events {
+    /// Go on, and print events as they happen, until Ctrl-C
+    #[arg(long, short)]
+    pub follow: bool,
+    /// Print one JSON object per line, as `ravelin run --events` writes them
+    #[arg(long)]
+    json: bool,
+    /// Print lines for the journal: with a priority such as <3> in front, and without the time
+    #[arg(long, conflicts_with = "json")]
+    journal: bool,
+}
+
+/// How events are printed.
+#[derive(Clone, Copy)]
+pub enum Form {
+    /// For people.
+    Lines,
+    /// JSON objects.
+    Json,
+    /// For journald.
+    Journal,
+}
+
+impl Events {
+    /// How events are printed.
+    pub const fn form(&self) -> Form {
+        match (self.json, self.journal) {
+            (true, _) => Form::Json,
+            (false, true) => Form::Journal,
+            (false, false) => Form::Lines,
+        }
+    }
+}
+
+const METRICS: &str = "\
+Root gets everything; others get no violations by kind, and no policy.
+
+For node_exporter's textfile collector write to another file first and rename it:
+  ravelin metrics > /var/lib/node_exporter/ravelin.prom.new &&
+      mv /var/lib/node_exporter/ravelin.prom.new /var/lib/node_exporter/ravelin.prom";
+
+#[derive(clap::Args)]
+#[command(after_help = METRICS)]
+pub struct Metrics {
+    /// Serve them over HTTP at /metrics, as on 127.0.0.1:9700, until Ctrl-C
+    #[arg(long, value_name = "ADDRESS")]
+    pub listen: Option<std::net::SocketAddr>,
 }
 
 #[derive(Subcommand)]

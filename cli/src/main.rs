@@ -2,11 +2,11 @@
 
 mod args;
 mod audit;
+mod inside;
 mod inspect;
 mod iso;
 mod prepare;
 mod run;
-mod status;
 
 use anyhow::Context;
 use args::{Args, Command, PolicyCommand};
@@ -22,7 +22,9 @@ fn main() -> ExitCode {
         Command::Task(args) => task(&args),
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Audit(args) => audit::audit(&args),
-        Command::Status { json } => status::status(json),
+        Command::Status { json } => inside::status(json),
+        Command::Events(args) => inside::events(&args),
+        Command::Metrics(args) => inside::metrics(&args),
         Command::Policy(PolicyCommand::Check { file }) => policy::load(&file).map(|policy| {
             anstream::print!("{}", policy::to_toml(&policy));
             ExitCode::SUCCESS

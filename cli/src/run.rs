@@ -3,6 +3,7 @@
 use crate::args::{self, Run};
 use abi::policy::Policy;
 use anyhow::{Context, ensure};
+use jiff::Timestamp;
 use ravelin::events::Record;
 use ravelin::machine::{self, Boot, Console, Emulator, Ended, Machine, Protection};
 use ravelin::report::{self, Symbols};
@@ -31,7 +32,7 @@ pub fn run(args: &Run) -> anyhow::Result<ExitCode> {
     let mut on_event = |record: &Record| {
         anstream::eprintln!("{}", report::line(record, &symbols));
         if let Some(file) = &mut file {
-            let written = writeln!(file, "{}", report::json(record, &symbols));
+            let written = writeln!(file, "{}", report::json(record, &symbols, Timestamp::now()));
             lost = lost.take().or(written.err());
         }
     };

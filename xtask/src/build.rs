@@ -74,14 +74,22 @@ impl Built {
         protection: Protection,
     ) -> anyhow::Result<Machine> {
         let guest = self.guest(flavour)?;
-        let emulator = match on {
+        let emulator = self.emulator(on)?;
+        Ok(boot::machine(emulator, &guest.kernel.image, &guest.initrd, job, protection))
+    }
+
+    /// The emulator's program.
+    ///
+    /// # Errors
+    /// It was not asked for.
+    pub fn emulator(&self, on: On) -> anyhow::Result<Emulator> {
+        Ok(match on {
             On::Qemu => Emulator::Qemu,
             On::Bochs => {
                 let program = self.bochs.clone().context("Bochs was not prepared")?;
                 Emulator::Bochs { program }
             }
-        };
-        Ok(boot::machine(emulator, &guest.kernel.image, &guest.initrd, job, protection))
+        })
     }
 
     /// Protection by the hypervisor under `policy`.
@@ -131,15 +139,14 @@ pub const FREESTANDING: [&str; 5] = ["freestanding", "hv", "task-rt", "warden", 
 
 /// Builds the hypervisor with its tasks, and the command.
 ///
-/// Each in a build of its own: cargo gives the crates that both use the features that either
+/// The command is linked statically, so that it runs in test guests too. Each in a build of its own: cargo gives the crates that both use the features that either
 /// wants, and the hypervisor must have none that need an operating system.
 ///
 /// # Errors
 /// They do not build.
 pub fn build_hypervisor() -> anyhow::Result<()> {
-    for packages in [&FREESTANDING[..], &["ravelin"]] {
-        let mut cargo = command("cargo", &["build", "--quiet", "--release"]);
-        run(cargo.args(packages.iter().flat_map(|name| ["--package", name])))?;
-    }
-    Ok(())
+    let mut cargo = command("cargo", &["build", "--quiet", "--release"]);
+    run(cargo.args(FREESTANDING.iter().flat_map(|name| ["--package", name])))?;
+    let build = ["rustc", "--quiet", "--release", "--package", "ravelin", "--bin", "ravelin", "--"];
+    run(command("cargo", &build).args(["-C", "target-feature=+crt-static"])).map(drop)
 }
