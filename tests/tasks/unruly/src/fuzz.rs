@@ -5,7 +5,7 @@ use abi::task::{Call, END, INFO, STACK_TOP, START, answer};
 use task_rt::{log, raw};
 
 /// How many calls. Few enough that the task is not taken for one that loops.
-const CALLS: u64 = 15_000;
+const CALLS: u64 = 3_000;
 /// Secrets and memory that are mapped go here, so that nothing in use is unmapped or written.
 const FREE: u64 = 16 << 30;
 
