@@ -266,7 +266,7 @@ pub struct Tasks {
     /// Leave it out: the hypervisor decides alone
     #[arg(long)]
     pub no_warden: bool,
-    /// Another task; can be given twice
+    /// Another task; can be given seven times
     #[arg(long, value_name = "FILE")]
     pub task: Vec<PathBuf>,
 }
