@@ -11,7 +11,7 @@ mod unowned;
 
 use super::direct::Direct;
 use super::{DIRECT_MAP, flush, window};
-use addr::{FrameRange, Hfn, HostPhysical, PAGE_SIZE};
+use addr::{FRAMES_PER_2M, FrameRange, Hfn, HostPhysical, PAGE_SIZE};
 use arrayvec::ArrayVec;
 use frames::{
     Block as FrameBlock, FrameState, Leaves, MOST_BLOCKS, Owner, Ownership, OwnershipError,
@@ -276,7 +276,11 @@ impl Owners {
         task: u32,
         bytes: u64,
     ) -> Result<SecretHandle, SecretError> {
-        self.check_share(bytes.div_ceil(PAGE_SIZE))?;
+        let blocks = bytes.div_ceil(FRAMES_PER_2M * PAGE_SIZE);
+        // Of one that is too large another error is told.
+        if blocks <= MOST_BLOCKS as u64 {
+            self.check_share(blocks * FRAMES_PER_2M)?;
+        }
         self.secrets.create(task, bytes, &mut self.frames, flush::epochs(), direct)
     }
 
