@@ -43,6 +43,8 @@ pub struct Guest {
 pub struct Built {
     hypervisor: PathBuf,
     warden: PathBuf,
+    /// The test task.
+    pub unruly: PathBuf,
     /// The `ravelin` command.
     pub ravelin: PathBuf,
     /// The test program.
@@ -127,6 +129,7 @@ pub fn build(flavours: &[Flavour], emulators: &[On], install: bool) -> anyhow::R
     Ok(Built {
         hypervisor: release.join("ravelin-hv"),
         warden: release.join("ravelin-warden"),
+        unruly: release.join("unruly"),
         ravelin: release.join("ravelin"),
         init,
         guests,

@@ -21,6 +21,7 @@ mod probes;
 mod progress;
 mod refusals;
 mod shell;
+mod tasks;
 mod test;
 mod trace;
 mod userland;
