@@ -45,6 +45,8 @@ pub struct Built {
     /// Its test build in which a bug is planted.
     planted: PathBuf,
     warden: PathBuf,
+    /// The test task.
+    pub unruly: PathBuf,
     /// The `ravelin` command.
     pub ravelin: PathBuf,
     /// The test program.
@@ -144,6 +146,7 @@ pub fn build(flavours: &[Flavour], emulators: &[On], install: bool) -> anyhow::R
         hypervisor: release.join("ravelin-hv"),
         planted: variant(PLANTED),
         warden: release.join("ravelin-warden"),
+        unruly: release.join("unruly"),
         ravelin: release.join("ravelin"),
         init,
         guests,

@@ -22,6 +22,7 @@ mod progress;
 mod refusals;
 mod ret2dir;
 mod shell;
+mod tasks;
 mod test;
 mod trace;
 mod userland;
