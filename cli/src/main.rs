@@ -6,6 +6,7 @@ mod inspect;
 mod iso;
 mod prepare;
 mod run;
+mod states;
 mod status;
 
 use args::{Args, Command, PolicyCommand};
@@ -21,6 +22,7 @@ fn main() -> ExitCode {
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Audit(args) => audit::audit(&args),
         Command::Status { json } => status::status(json),
+        Command::State(command) => states::run(&command),
         Command::Policy(PolicyCommand::Check { file }) => policy::load(&file).map(|policy| {
             anstream::print!("{}", policy::to_toml(&policy));
             ExitCode::SUCCESS

@@ -8,7 +8,7 @@ use crate::task::{self, inbox::Post};
 use abi::event::{Header, MAGIC, MAX_PAYLOAD, NO_ADDRESS, RecordKind, Violation, ViolationKind};
 use abi::task::MessageKind;
 use addr::{Gfn, Gpa};
-use arrayvec::ArrayString;
+use arrayvec::{ArrayString, ArrayVec};
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicU64, Ordering};
 use spin::mutex::SpinMutex;
@@ -93,6 +93,21 @@ fn record_about(kind: RecordKind, payload: &[u8], about: Option<Gfn>, text: fmt:
     let sequence = send(&mut CHANNEL.lock(), kind, payload, text);
     let kind = u32::from(kind as u16);
     task::tell_warden(Post { about, ..Post::new(MessageKind::Event, kind, sequence, payload) });
+}
+
+/// Whether there is a channel that takes records, not text.
+pub fn has_channel() -> bool {
+    CHANNEL.lock().debug_console
+}
+
+/// Writes a piece of a VM's protection state; it is for the host alone.
+pub fn state_part(part: &[u8], bytes: &[u8]) {
+    let mut payload = ArrayVec::<u8, MAX_PAYLOAD>::new();
+    // The caller keeps to the length of a payload.
+    let _ = payload.try_extend_from_slice(part);
+    let _ = payload.try_extend_from_slice(bytes);
+    let text = format_args!("{} bytes of the protection state", bytes.len());
+    send(&mut CHANNEL.lock(), RecordKind::State, &payload, text);
 }
 
 /// Reports a violation.

@@ -1,7 +1,7 @@
 //! Hypercalls by number: Ravelin's own ([`abi::hypercall`]), by which a guest reads counters at any
 //! privilege level and its kernel makes pages secret; all others are [`heki`]'s.
 
-use super::{Stage, heki};
+use super::{Stage, heki, state};
 use crate::cpu;
 use crate::memory::{flush, pool, secret};
 use crate::report;
@@ -9,7 +9,7 @@ use crate::vcpu::Vcpu;
 use crate::vendor::Vendor;
 use abi::hypercall::errno::{EFAULT, EINVAL, EPERM};
 use abi::hypercall::{
-    Counter, MAKE_ORDINARY, MAKE_SECRET, MOST_SECRET_PAGES, READ_COUNTER, UNKNOWN,
+    Counter, MAKE_ORDINARY, MAKE_SECRET, MOST_SECRET_PAGES, READ_COUNTER, SAVE_STATE, UNKNOWN,
 };
 use addr::{FrameRange, Gfn};
 
@@ -33,6 +33,7 @@ pub fn handle(vcpu: &mut Vcpu<impl Vendor>) {
     let answer = match (vcpu.gpr(0), Counter::from_number(vcpu.gpr(3))) {
         (READ_COUNTER, Some(counter)) => read(vcpu, counter),
         (READ_COUNTER, None) => UNKNOWN,
+        (SAVE_STATE, _) => state::write(vcpu),
         (MAKE_SECRET, _) => set_secret(vcpu, true),
         (MAKE_ORDINARY, _) => set_secret(vcpu, false),
         (number, _) => heki::handle(vcpu, number),
