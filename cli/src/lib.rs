@@ -17,4 +17,5 @@ mod scratch;
 pub mod state;
 mod symbols;
 pub mod table;
+pub mod task;
 mod watch;

@@ -89,6 +89,7 @@ const fn name(state: PageState) -> &'static str {
         PageState::LockedReadOnly => "locked read-only",
         PageState::Released => "released",
         PageState::Own => "the hypervisor's",
+        PageState::Published => "published by the hypervisor",
     }
 }
 

@@ -12,6 +12,7 @@
 mod boot;
 mod cpu;
 mod memory;
+mod publish;
 mod report;
 mod runtime;
 mod svm;

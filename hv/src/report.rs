@@ -1,14 +1,16 @@
 //! The event channel: records ([`abi::event`]) to the debug console at port 0xe9, which the guest
-//! cannot reach. Where there is none (bare machine, GRUB), the same things go to COM1 as text.
+//! cannot reach. Where there is none (bare machine, GRUB), the same things go to COM1 as text. Either
+//! way they are published for the guest ([`crate::publish`]).
 
 use crate::cpu::instructions::{
     halt_for_ever, port_read_u8, port_write_all, port_write_u8, port_write_u16, time_stamp,
 };
+use crate::publish::REGION;
 use crate::task::{self, inbox::Post};
 use abi::event::{Header, MAGIC, MAX_PAYLOAD, NO_ADDRESS, RecordKind, Violation, ViolationKind};
 use abi::task::MessageKind;
 use addr::{Gfn, Gpa};
-use arrayvec::{ArrayString, ArrayVec};
+use arrayvec::ArrayString;
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicU64, Ordering};
 use spin::mutex::SpinMutex;
@@ -22,9 +24,12 @@ const TRANSMIT_EMPTY: u8 = 1 << 5;
 
 struct Channel {
     debug_console: bool,
+    /// Whoever has the channel by its lock is the only one to write records.
+    publishes: bool,
 }
 
-static CHANNEL: SpinMutex<Channel> = SpinMutex::new(Channel { debug_console: false });
+static CHANNEL: SpinMutex<Channel> =
+    SpinMutex::new(Channel { debug_console: false, publishes: true });
 static SEQUENCE: AtomicU64 = AtomicU64::new(0);
 
 /// Finds out where records go. Before this they go to COM1.
@@ -40,12 +45,15 @@ pub fn last_sequence() -> u64 {
 /// Sends one record, and answers its number; `text` says the same where only text can be shown.
 fn send(channel: &mut Channel, kind: RecordKind, payload: &[u8], text: fmt::Arguments<'_>) -> u64 {
     let sequence = SEQUENCE.fetch_add(1, Ordering::Relaxed) + 1;
+    let length = u16::try_from(payload.len().min(MAX_PAYLOAD)).unwrap_or(0);
+    let payload = payload.get(..usize::from(length)).unwrap_or_default();
+    let header = Header { magic: MAGIC, kind: kind as u16, length, sequence, time: time_stamp() };
+    if channel.publishes {
+        REGION.record(&header, payload);
+    }
     if channel.debug_console {
-        let length = u16::try_from(payload.len().min(MAX_PAYLOAD)).unwrap_or(0);
-        let header =
-            Header { magic: MAGIC, kind: kind as u16, length, sequence, time: time_stamp() };
         port_write_all(DEBUG_CONSOLE, header.as_bytes());
-        port_write_all(DEBUG_CONSOLE, payload.get(..usize::from(length)).unwrap_or_default());
+        port_write_all(DEBUG_CONSOLE, payload);
     } else {
         // Writing to a serial port cannot fail.
         let _ = writeln!(Serial, "ravelin: {text}\r");
@@ -100,19 +108,28 @@ pub fn has_channel() -> bool {
     CHANNEL.lock().debug_console
 }
 
-/// Writes a piece of a VM's protection state; it is for the host alone.
+/// Writes a piece of a VM's protection state. It is no event: it goes to the host alone, and has the
+/// number of the record before it.
 pub fn state_part(part: &[u8], bytes: &[u8]) {
-    let mut payload = ArrayVec::<u8, MAX_PAYLOAD>::new();
-    // The caller keeps to the length of a payload.
-    let _ = payload.try_extend_from_slice(part);
-    let _ = payload.try_extend_from_slice(bytes);
-    let text = format_args!("{} bytes of the protection state", bytes.len());
-    send(&mut CHANNEL.lock(), RecordKind::State, &payload, text);
+    let channel = CHANNEL.lock();
+    let length = u16::try_from(part.len() + bytes.len()).unwrap_or(0);
+    let (kind, sequence) = (RecordKind::State as u16, last_sequence());
+    let header = Header { magic: MAGIC, kind, length, sequence, time: time_stamp() };
+    if channel.debug_console {
+        for piece in [header.as_bytes(), part, bytes] {
+            port_write_all(DEBUG_CONSOLE, piece);
+        }
+    }
 }
 
 /// Reports a violation.
 pub fn violation(violation: &Violation) {
-    let kind = ViolationKind::from_number(violation.kind).map_or("unknown", ViolationKind::name);
+    let kind = ViolationKind::from_number(violation.kind);
+    if let Some(kind) = kind {
+        let _channel = CHANNEL.lock();
+        REGION.count_violation(kind);
+    }
+    let kind = kind.map_or("unknown", ViolationKind::name);
     let about = (violation.gpa != NO_ADDRESS).then(|| Gpa::new(violation.gpa).frame());
     record_about(
         RecordKind::Violation,
@@ -142,7 +159,10 @@ pub fn fatal(text: fmt::Arguments<'_>) -> ! {
     }
     match channel {
         Some(mut channel) => send_text(&mut channel, RecordKind::Fatal, text),
-        None => send_text(&mut Channel { debug_console: true }, RecordKind::Fatal, text),
+        None => {
+            let mut channel = Channel { debug_console: true, publishes: false };
+            send_text(&mut channel, RecordKind::Fatal, text);
+        }
     }
     power_off()
 }

@@ -1,5 +1,6 @@
 //! What a developer types: `cargo xtask demo`, `test`, `bench`, `fuzz`, `bochs`, `packages`.
 
+mod apt;
 mod audit;
 mod bench;
 mod bochs;
@@ -11,6 +12,7 @@ mod ending;
 mod fuzz;
 mod guest_image;
 mod heki;
+mod inside;
 mod iso;
 mod judge;
 mod packages;
@@ -21,6 +23,7 @@ mod refusals;
 mod shell;
 mod test;
 mod trace;
+mod userland;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;

@@ -2,7 +2,7 @@
 //!
 //! Each record is a [`Header`] and `length` bytes of payload. A reader that meets anything but
 //! [`MAGIC`] skips one byte and looks again. `sequence` counts from 1 without gaps, so a lost
-//! record shows.
+//! record shows; pieces of a state ([`StatePart`]) are not counted.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 

@@ -1,6 +1,6 @@
 //! Ravelin's own hypercalls: `VMMCALL` (AMD) or `VMCALL` (Intel) with the number in RAX, the
-//! arguments in RBX and RCX, the answer in RAX. Counters every privilege level may read; the others
-//! are for CPL 0.
+//! arguments in RBX and RCX, the answer in RAX. Every privilege level may read counters and ask for
+//! an audit; the others are for CPL 0.
 
 /// Number in RAX that asks for a counter; RBX names it (see [`Counter`]).
 pub const READ_COUNTER: u64 = 0x5256_4c4e_0000_0000;
@@ -19,7 +19,7 @@ pub const MOST_SECRET_PAGES: u64 = 512;
 /// answer is 0 or a negative errno value: EALREADY (nothing has changed since it was last written),
 /// E2BIG (its pages make too many runs), ENODEV (the channel takes text alone). Every privilege
 /// level may ask.
-pub const SAVE_STATE: u64 = 0x5256_4c4e_0000_0010;
+pub const SAVE_STATE: u64 = 0x5256_4c4e_0000_0004;
 /// CPUID leaf whose EAX names what Ravelin offers, if it is announced; see [`feature`].
 pub const FEATURE_LEAF: u32 = 0x4000_0002;
 /// Bits of EAX in [`FEATURE_LEAF`].
@@ -45,6 +45,16 @@ pub mod errno {
 
 /// Answer to a counter that does not exist.
 pub const UNKNOWN: u64 = u64::MAX;
+
+/// Number in RAX that has every page table in the machine judged by the five rules of memory: those
+/// of the hypervisor on every CPU, of tasks, of the second stage. It changes nothing and shows
+/// nothing, so every privilege level may ask. The answer is the number of runs of leaves that were
+/// judged, all of them as they must be, or one of the two below.
+pub const AUDIT: u64 = 0x5256_4c4e_0000_0003;
+/// Answer to [`AUDIT`]: a leaf breaks a rule; which one, the event channel says.
+pub const AUDIT_FAILED: u64 = u64::MAX - 1;
+/// Answer to [`AUDIT`]: not yet. Audits take at most 1 % of the time of the machine.
+pub const AUDIT_LATER: u64 = u64::MAX - 2;
 
 /// The counters, in the order of their numbers in RBX. All are sums over the VM's vCPUs since
 /// power-on.
@@ -90,6 +100,11 @@ pub enum Counter {
     OwnMemory = 17,
     /// How user and supervisor execution are told apart: the number of a [`SupervisorMode`].
     SupervisorMode = 18,
+    /// First physical address of the published region (crate `published`), which the guest can read
+    /// and nobody but its root may: it holds addresses of the kernel, and this answer none.
+    Published = 19,
+    /// Bytes of the published region.
+    PublishedBytes = 20,
 }
 
 /// How user and supervisor execution are told apart.
@@ -127,7 +142,7 @@ impl SupervisorMode {
 
 impl Counter {
     /// Every counter, in the order of its number.
-    pub const ALL: [Counter; 19] = [
+    pub const ALL: [Counter; 21] = [
         Counter::Exits,
         Counter::ViewSwitch,
         Counter::NestedFault,
@@ -147,6 +162,8 @@ impl Counter {
         Counter::Locked,
         Counter::OwnMemory,
         Counter::SupervisorMode,
+        Counter::Published,
+        Counter::PublishedBytes,
     ];
     /// The counter with this number.
     pub fn from_number(number: u64) -> Option<Self> {
@@ -174,6 +191,8 @@ impl Counter {
             Counter::OwnMemory => "own-memory",
             Counter::SupervisorMode => "supervisor-mode",
             Counter::Task => "task",
+            Counter::Published => "published",
+            Counter::PublishedBytes => "published-bytes",
         }
     }
 }

@@ -195,7 +195,7 @@ impl MessageKind {
 }
 
 /// Longest payload of a message in bytes.
-pub const MAX_PAYLOAD: usize = 96;
+pub const MAX_PAYLOAD: usize = 88;
 
 /// From the hypervisor to a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
@@ -207,6 +207,8 @@ pub struct Message {
     pub detail: u32,
     /// Names the message in an answer; by kind.
     pub token: u64,
+    /// Time-stamp counter of the CPU that sent it, when what it tells of happened.
+    pub time: u64,
     /// Guest memory that the task may look at until it waits again, 0 for none: the page that the
     /// message is about.
     pub grant: u32,
@@ -257,6 +259,10 @@ pub struct Info {
     pub version: u32,
     /// Number of the task.
     pub task: u32,
+    /// The name that its image has.
+    pub name: [u8; image::NAME_BYTES],
+    /// By how much [`Message::time`] advances in a second, 0 if that is not known.
+    pub ticks_per_second: u64,
     /// Frames that [`Call::Map`] may take in all.
     pub quota: u32,
     /// Blocks of 2 MiB that its secrets may take in all.

@@ -22,6 +22,7 @@
 
 mod rules;
 mod tracer;
+mod trampoline;
 
 use abi::manifest::{Manifest, SiteKind, TRACED_LENGTH};
 use abi::policy::Patching;

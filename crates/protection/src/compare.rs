@@ -5,7 +5,7 @@ use crate::Settings;
 use abi::hypercall::SupervisorMode;
 use abi::policy::{HekiExec, Modules, Policy, SupervisorExec};
 use integrity::pins::{ControlPin, Pins};
-use integrity::state::{Page, PageState, View};
+use integrity::state::{Page, View};
 
 /// What is weaker in a state, or does not fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -105,9 +105,7 @@ pub fn policy_is_weaker(one: &Policy, other: &Policy) -> bool {
 pub fn page_is_weaker(one: Page, other: Page) -> bool {
     let views = [View::Kernel, View::User, View::Single];
     let wider = views.into_iter().any(|view| !other.allows(view).contains(one.allows(view)));
-    let owned = (one.state == PageState::Own) != (other.state == PageState::Own);
     wider
-        || owned
         || !other.state.may_become(one.state)
         || !one.withheld.contains(other.withheld)
         || (other.immutable && !one.immutable)

@@ -72,13 +72,12 @@ fn policy() -> impl Strategy<Value = Policy> {
 }
 
 fn page() -> impl Strategy<Value = Page> {
-    (0_usize..6, prop_oneof![2 => Just(0_u8), 1 => 0_u8..8], prop::bool::weighted(0.1)).prop_map(
-        |(state, bits, immutable)| Page {
+    (0..PageState::ALL.len(), prop_oneof![2 => Just(0_u8), 1 => 0_u8..8], prop::bool::weighted(0.1))
+        .prop_map(|(state, bits, immutable)| Page {
             state: PageState::ALL[state],
             withheld: Rights::from_bits_truncate(bits),
             immutable,
-        },
-    )
+        })
 }
 
 /// Runs of equal pages.

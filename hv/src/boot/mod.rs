@@ -9,6 +9,7 @@ mod layout;
 mod linux;
 mod multiboot;
 mod smp;
+mod tasks;
 
 use crate::cpu::{self, apic, control, instructions, tables};
 use crate::log;
@@ -16,7 +17,8 @@ use crate::memory::physical::Physical;
 use crate::memory::pool::{self, Block};
 use crate::memory::space::{self, CpuSpace};
 use crate::memory::window::Windows;
-use crate::memory::{audit, flush};
+use crate::memory::{audit, flush, secret};
+use crate::publish;
 use crate::report;
 use crate::svm::Svm;
 use crate::vcpu::Vcpu;
@@ -110,9 +112,12 @@ fn prepare<V: Vendor>(magic: u32, information: u64) -> Result<(Windows, Start), 
     let machine = acpi::read_and_edit(memory, info.rsdp)?;
     let ram = guest_ram(&map)?;
     let types = memory_types::<V>(&ram)?;
+    let images = tasks::copy(memory, &info)?;
+    secret::initialise(end_of(&ram)).ok_or(NO_POOL)?;
     let vm = make_vm::<V>(policy, manifest, ram, types, pool)?;
     let maps = V::maps().ok_or(NO_POOL)?;
     pool::begin_ownership(layout::TASK_BYTES / PAGE_SIZE).ok_or(NO_POOL)?;
+    tasks::load(&windows, &images, &vm.policy)?;
     audit(&vm)?;
     let vm = &V::machine().call_once(|| Machine { maps, vm }).vm;
     cpu::shared(0).apic_id.store(apic::id(), core::sync::atomic::Ordering::Relaxed);
@@ -136,7 +141,7 @@ fn prepare<V: Vendor>(magic: u32, information: u64) -> Result<(Windows, Start), 
 /// rest of the boot runs on.
 #[inline(never)]
 fn audit(vm: &Vm<impl Vendor>) -> Result<(), Reason> {
-    let report = audit::all(vm).ok_or(NO_POOL)?.map_err(|finding| {
+    let report = audit::all(vm, 0).map_err(|finding| {
         log!("audit: {finding}");
         "the audit found a page table that breaks a rule: nothing was started"
     })?;
@@ -230,6 +235,11 @@ fn guest_ram(map: &layout::GuestMap) -> Result<Ram, Reason> {
     Ok(ram)
 }
 
+/// The end of the last range of RAM.
+fn end_of(ram: &Ram) -> Gfn {
+    ram.iter().map(|range| range.end).max().unwrap_or(Gfn::new(0))
+}
+
 fn make_vm<V: Vendor>(
     policy: Policy,
     manifest: Manifest<'static>,
@@ -237,14 +247,14 @@ fn make_vm<V: Vendor>(
     types: &'static MemoryTypes,
     pool: FrameRange<HostPhysical>,
 ) -> Result<Vm<V>, Reason> {
-    let ram_end = ram.iter().map(|range| range.end.raw()).max().unwrap_or(0);
-    let ram_end = Gfn::new(ram_end.max(pool.end.raw()));
+    let ram_end = Gfn::new(end_of(&ram).raw().max(pool.end.raw()));
     // 1 TiB holds every address of machines with 40 address bits, 64-bit PCI windows included.
     let limit = Gfn::new((1_u64 << instructions::physical_address_bits().min(40)) / PAGE_SIZE);
     let image = space::image();
     let own = [image, pool]
         .map(|range| FrameRange::new(Gfn::new(range.start.raw()), Gfn::new(range.end.raw())));
     let separation = Separation::choose::<V>(policy.supervisor_exec);
+    publish::REGION.open(separation.mode(), &policy.to_record(), env!("CARGO_PKG_VERSION"));
     let memory = Memory::new(limit, ram_end, ram.clone(), types, &own, separation)?;
     Ok(Vm::new(policy, manifest, ram, memory))
 }

@@ -1,5 +1,6 @@
 //! Messages that wait for a task: a bounded queue. What finds no room is counted, and told.
 
+use crate::cpu::instructions::time_stamp;
 use abi::task::{MAX_PAYLOAD, Message, MessageKind};
 use addr::Gfn;
 use arrayvec::ArrayVec;
@@ -23,6 +24,7 @@ impl Post {
             kind: kind as u32,
             detail,
             token,
+            time: time_stamp(),
             grant: 0,
             grant_length: 0,
             length: 0,

@@ -3,6 +3,7 @@
 use super::area::Area;
 use super::memory::{Here, Space, pages, user};
 use super::{ALIVE, SLOTS, Task, make_ready, turn};
+use crate::cpu::instructions::ticks_per_second;
 use crate::log;
 use crate::memory::pool;
 use abi::policy::Policy;
@@ -38,6 +39,8 @@ pub fn load(
     let info = Info {
         version: Info::VERSION,
         task: id,
+        name: image.name_field(),
+        ticks_per_second: ticks_per_second(),
         quota: QUOTA,
         secret_quota: pool::SECRET_QUOTA,
         policy: policy.to_record(),

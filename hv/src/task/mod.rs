@@ -19,14 +19,16 @@ pub mod secret;
 pub mod turn;
 
 use crate::log;
+use crate::memory::flush;
 use addr::{Gfn, Hva};
 use area::Area;
 use arrayvec::{ArrayString, ArrayVec};
 use core::sync::atomic::{AtomicU32, Ordering};
 use inbox::{Inbox, Post};
 use memory::{Here, Space};
+use paging::{PageTable, X86_64};
 use secret::Mapped;
-use spin::mutex::SpinMutex;
+use spin::mutex::{SpinMutex, SpinMutexGuard};
 
 /// Most tasks.
 pub const MOST_TASKS: usize = 3;
@@ -98,16 +100,27 @@ pub fn tell_warden(post: Post) {
     }
 }
 
-/// Visits the page tables of all tasks that do not run now.
-pub fn for_each_space(mut visit: impl FnMut(u32, &Space)) {
-    for slot in &SLOTS {
-        if let Some(task) = slot.task.try_lock().as_ref().and_then(|task| task.as_ref()) {
-            visit(task.id, &task.space);
+/// Keeps all tasks from running until the answer is dropped. The caller, CPU `cpu`, holds no lock.
+pub fn hold_all(cpu: usize) -> Held {
+    let wait_for = |slot: &'static Slot| loop {
+        match slot.task.try_lock() {
+            Some(task) => break task,
+            // Its turn ends at the next interrupt, at the latest.
+            None => flush::serve(cpu),
         }
-    }
+    };
+    SLOTS.iter().map(wait_for).collect()
 }
 
+/// All tasks, stopped.
+pub type Held = ArrayVec<SpinMutexGuard<'static, Option<Task>>, MOST_TASKS>;
+
 impl Task {
+    /// Its number, and its page table.
+    pub fn table(&self) -> (u32, &PageTable<X86_64>) {
+        (self.id, self.space.table())
+    }
+
     /// Ends a task: all that it had goes back.
     fn end(mut self, here: Here<'_>, why: core::fmt::Arguments<'_>) {
         ALIVE.fetch_and(!(1 << self.id), Ordering::SeqCst);

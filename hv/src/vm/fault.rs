@@ -5,6 +5,7 @@ use super::separation::Separation;
 use super::violation::{Attempt, is_let_through};
 use super::{Stage, guest, learn, lock, promote, text};
 use crate::cpu::{apic, instructions};
+use crate::publish;
 use crate::vcpu::Vcpu;
 use crate::vendor::{Access, Exception, Vendor};
 use abi::event::ViolationKind;
@@ -17,9 +18,10 @@ use x86_decode::Operation;
 /// Handles a fault: after it the guest retries, goes on behind the instruction, or takes #GP.
 pub fn handle(vcpu: &mut Vcpu<impl Vendor>, access: Access) {
     // A page that allows nothing at the moment looks like one that is not there.
-    if !access.present && !vcpu.vm.is_mapped_ram(access.gpa.frame()) {
+    let is_hidden = !access.present && !vcpu.vm.is_mapped_ram(access.gpa.frame());
+    if is_hidden || publish::guest_frames().contains(access.gpa.frame()) {
         vcpu.shared().count(Counter::NestedFault);
-        unmapped(vcpu, access);
+        own_memory(vcpu, access);
     } else if access.fetch && !access.table_walk {
         fetch(vcpu, access);
     } else {
@@ -32,8 +34,9 @@ pub fn handle(vcpu: &mut Vcpu<impl Vendor>, access: Access) {
     }
 }
 
-/// Nothing is mapped there: the hypervisor's memory, or the end of the physical address space.
-fn unmapped(vcpu: &mut Vcpu<impl Vendor>, access: Access) {
+/// Nothing is mapped there, the hypervisor's memory or the end of the physical address space; or it
+/// is published for reading.
+fn own_memory(vcpu: &mut Vcpu<impl Vendor>, access: Access) {
     let operation = guest::fetch(vcpu).map(|instruction| instruction.operation);
     let (gva, size, new) = match operation {
         _ if access.table_walk => (None, 0, 0),

@@ -5,12 +5,13 @@
 //! the first instruction of user code faults; the kernel executes any RAM where the table tells it
 //! from user code by address, and elsewhere what it is granted as it needs it ([`super::learn`]).
 //! Every table maps each guest frame to the host frame of the same number, and the hypervisor's own
-//! frames to nothing.
+//! frames to nothing, but those that are published, which it maps read-only for good.
 
 use super::Ram;
 use super::separation::{Allowed, Separation};
 use crate::cpu::apic;
 use crate::memory::pool::{Block, Tables};
+use crate::publish;
 use crate::vendor::{SecondStage, SplitExecution, Vendor};
 use addr::{FrameRange, Gfn, Gpa, GuestPhysical, Hfn, PAGE_SIZE};
 use arrayvec::ArrayVec;
@@ -18,7 +19,7 @@ use frames::{Audit, AuditedLeaf, FrameStates, Space, Uses};
 use integrity::Rights;
 use integrity::rights::{Counters, storage_bytes};
 use integrity::state::{Page, PageState, View};
-use mtrr::MemoryTypes;
+use mtrr::{MemoryType, MemoryTypes};
 use paging::guest::Buffers;
 use paging::{Due, Flushed, Format, Level, PageTable, PagingError, Removed};
 
@@ -77,6 +78,9 @@ impl<V: Vendor> Memory<V> {
         };
         for frame in own.iter().flat_map(|range| range.iter()) {
             let _ = memory.states.set(frame, Page::new(PageState::Own));
+        }
+        for frame in publish::guest_frames().iter() {
+            let _ = memory.states.set(frame, Page::new(PageState::Published));
         }
         Ok(memory)
     }
@@ -327,7 +331,8 @@ fn is_executable<V: Vendor>(rights: <V::Table as Format>::Rights, separation: Se
     V::Table::allowed(rights, separation.split()).contains(Rights::EXECUTE)
 }
 
-/// Changes rights in one table, a run of one memory type at a time.
+/// Changes rights in one table, a run of one memory type at a time. Those of what is published never
+/// change: to whoever asks, it is not mapped, like the rest of the hypervisor's memory.
 fn protect<V: Vendor>(
     table: &mut PageTable<V::Table>,
     range: FrameRange<GuestPhysical>,
@@ -335,6 +340,10 @@ fn protect<V: Vendor>(
     split: Option<SplitExecution>,
     types: &MemoryTypes,
 ) -> Result<Removed<V::Table>, PagingError> {
+    let published = publish::guest_frames();
+    if range.overlaps(published) {
+        return Err(PagingError::NotMapped { page: published.start.raw() });
+    }
     let mut removed = Removed::default();
     for (run, memory_type) in types.runs(range) {
         let rights = V::Table::rights(allowed.kernel, allowed.user, split, memory_type);
@@ -368,6 +377,9 @@ fn identity<V: Vendor>(
         }
         start = hole.end;
     }
+    let published = publish::guest_frames();
+    let rights = V::Table::rights(Rights::READ, Rights::READ, split, MemoryType::WriteBack);
+    table.map(&mut Tables, published, published.start.identity(), rights, Level::Page4K)?;
     let registers = FrameRange::with_count(Gpa::new(apic::BASE).frame(), 1);
     let kernel = if separation.is_by_address() { Rights::all() } else { READ_WRITE };
     let boot = Allowed::before_the_lock(kernel, separation);

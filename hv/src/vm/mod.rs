@@ -27,6 +27,7 @@ pub mod text;
 pub mod violation;
 mod xcr0;
 
+use crate::publish::REGION;
 use crate::vendor::Vendor;
 use abi::manifest::Manifest;
 use abi::policy::Policy;
@@ -153,6 +154,7 @@ impl<V: Vendor> Vm<V> {
     }
 
     fn set_stage(&self, stage: Stage) {
+        REGION.set_stage(stage as u64);
         self.stage.store(stage as u32, Ordering::Release);
     }
 

@@ -14,6 +14,8 @@ pub const VERSION: u32 = 1;
 pub const MOST_SEGMENTS: usize = 8;
 /// Most bytes of an image, and of all its segments in memory: 8 MiB.
 pub const MOST_BYTES: u64 = 8 << 20;
+/// Bytes of a name.
+pub const NAME_BYTES: usize = 16;
 const PAGE: u64 = 4096;
 
 /// Begins an image.
@@ -29,7 +31,7 @@ pub struct Header {
     /// First instruction, in an executable segment.
     pub entry: u64,
     /// Name in reports: ASCII letters, digits and `-`, zero-padded.
-    pub name: [u8; 16],
+    pub name: [u8; NAME_BYTES],
     /// The segments, in the order of their addresses.
     pub segments: [Segment; MOST_SEGMENTS],
     /// [`crate::digest`] of the whole image with this field 0.
@@ -158,15 +160,24 @@ impl<'a> Image<'a> {
         self.header.entry
     }
 
+    /// The name as the image has it, zero-padded.
+    pub fn name_field(&self) -> [u8; NAME_BYTES] {
+        self.header.name
+    }
+
     /// Name in reports.
     pub fn name(&self) -> Option<&'a str> {
-        let name = &self.header.name;
-        let length = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
-        let (name, rest) = name.split_at_checked(length)?;
-        let plain = name.iter().all(|byte| byte.is_ascii_alphanumeric() || *byte == b'-');
-        let padded = rest.iter().all(|byte| *byte == 0);
-        (plain && padded).then(|| core::str::from_utf8(name).ok()).flatten()
+        name(&self.header.name)
     }
+}
+
+/// The name in a name field: none if it holds more than ASCII letters, digits, `-` and padding.
+pub fn name(field: &[u8; NAME_BYTES]) -> Option<&str> {
+    let length = field.iter().position(|byte| *byte == 0).unwrap_or(field.len());
+    let (name, rest) = field.split_at_checked(length)?;
+    let plain = name.iter().all(|byte| byte.is_ascii_alphanumeric() || *byte == b'-');
+    let padded = rest.iter().all(|byte| *byte == 0);
+    (plain && padded).then(|| core::str::from_utf8(name).ok()).flatten()
 }
 
 /// The digest of an image, whatever its digest field says. 0 for what is shorter than a header.
