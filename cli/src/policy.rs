@@ -7,7 +7,7 @@ use abi::policy::{HekiExec, Modules, Patching, Policy, Reaction, SupervisorExec,
 use anyhow::Context;
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use std::fmt::Write;
+use std::fmt::Write as _;
 use std::io::Read;
 use std::path::Path;
 use toml::Spanned;
@@ -46,7 +46,13 @@ impl Preset {
             Self::Audit => Policy { reactions: [Reaction::Log; ViolationKind::COUNT], ..standard },
             Self::Strict => Policy {
                 modules: Modules::Deny,
-                patching: Patching { ftrace: false, ..standard.patching },
+                patching: Patching {
+                    ftrace: false,
+                    kprobes: false,
+                    livepatch: false,
+                    ..standard.patching
+                },
+                jit: false,
                 ..standard
             },
         }
@@ -66,6 +72,8 @@ struct PatchingTable {
     jump_label: Option<Choice>,
     static_call: Option<Choice>,
     ftrace: Option<Choice>,
+    kprobes: Option<Choice>,
+    livepatch: Option<Choice>,
 }
 
 #[derive(Deserialize)]
@@ -101,6 +109,7 @@ struct File {
     modules: Option<Code>,
     announce: Option<bool>,
     heki_exec: Option<Request>,
+    jit: Option<Choice>,
     #[serde(default)]
     patching: PatchingTable,
     #[serde(default)]
@@ -146,11 +155,14 @@ pub fn parse(text: &str) -> anyhow::Result<Policy> {
         None => {}
     }
     policy.announce = file.announce.unwrap_or(policy.announce);
-    let Patching { jump_label, static_call, ftrace } = &mut policy.patching;
+    let Patching { jump_label, static_call, ftrace, kprobes, livepatch } = &mut policy.patching;
     for (choice, allowed) in [
         (file.patching.jump_label, jump_label),
         (file.patching.static_call, static_call),
         (file.patching.ftrace, ftrace),
+        (file.patching.kprobes, kprobes),
+        (file.patching.livepatch, livepatch),
+        (file.jit, &mut policy.jit),
     ] {
         *allowed = choice.map_or(*allowed, |choice| choice == Choice::Allow);
     }
@@ -200,34 +212,49 @@ pub fn to_toml(policy: &Policy) -> String {
         HekiExec::Verify => "verify",
         HekiExec::Deny => "deny",
     };
-    let Patching { jump_label, static_call, ftrace } = policy.patching;
-    let choice = |allowed| if allowed { "\"allow\"" } else { "\"deny\"" };
-    let in_vain = if ftrace && !policy.patching_in_force().ftrace {
-        " # denied all the same: it needs modules"
-    } else {
-        ""
-    };
-    let mut text = format!(
+    let in_force = policy.patching_in_force();
+    // Writing to a String cannot fail.
+    let mut text = String::new();
+    let _ = write!(
+        text,
         "supervisor_exec = \"{exec}\"\nmodules = \"{modules}\"\nannounce = {}\n\
-         heki_exec = \"{heki_exec}\"\n\n\
-         [patching]\njump_label = {}\nstatic_call = {}\nftrace = {}{in_vain}\n\n[reactions]\n",
+         heki_exec = \"{heki_exec}\"\n{}\n[patching]\n",
         policy.announce,
-        choice(jump_label),
-        choice(static_call),
-        choice(ftrace),
+        choice("jit", policy.jit, policy.jit_in_force(), "modules"),
     );
+    for (key, allowed, in_force, needs) in [
+        ("jump_label", policy.patching.jump_label, in_force.jump_label, ""),
+        ("static_call", policy.patching.static_call, in_force.static_call, ""),
+        ("ftrace", policy.patching.ftrace, in_force.ftrace, "modules"),
+        ("kprobes", policy.patching.kprobes, in_force.kprobes, "modules"),
+        ("livepatch", policy.patching.livepatch, in_force.livepatch, "modules and ftrace"),
+    ] {
+        text += &choice(key, allowed, in_force, needs);
+    }
+    text += "\n[reactions]\n";
     for (kind, reaction) in ViolationKind::ALL.iter().zip(policy.reactions) {
-        // Writing to a String cannot fail.
         let _ = writeln!(text, "{} = \"{}\"", kind.name(), reaction.name());
     }
     let Warden { stop_after, within_seconds, heki_configure } = policy.warden;
-    let heki_configure = choice(heki_configure);
+    let heki_configure = choice("heki_configure", heki_configure, heki_configure, "");
     let _ = write!(
         text,
-        "\n[warden]\nstop_after = {stop_after}\nwithin_seconds = {within_seconds}\n\
-         heki_configure = {heki_configure}\n"
+        "\n[warden]\nstop_after = {stop_after}\nwithin_seconds = {within_seconds}\n{heki_configure}"
     );
+    let told: String = policy.kernel_arguments().collect();
+    let _ = writeln!(text, "\n# The kernel's command line will begin with:\n# {}", told.trim_end());
     text
+}
+
+/// The line of a key that allows something; it says so where that is in vain.
+fn choice(key: &str, allowed: bool, in_force: bool, needs: &str) -> String {
+    let value = if allowed { "allow" } else { "deny" };
+    let in_vain = if allowed && !in_force {
+        format!(" # denied all the same: it needs {needs}")
+    } else {
+        String::new()
+    };
+    format!("{key} = \"{value}\"{in_vain}\n")
 }
 
 fn reaction_of(answer: Answer) -> Reaction {
@@ -287,20 +314,33 @@ mod tests {
         assert_eq!((audit.modules, audit.patching), (Modules::Unauthenticated, Patching::ALL));
         let strict = parse("preset = 'strict'").unwrap();
         assert_eq!(strict.modules, Modules::Deny);
-        assert_eq!(strict.patching, Patching { ftrace: false, ..Patching::ALL });
+        let tracing = Patching { ftrace: false, kprobes: false, livepatch: false, ..Patching::ALL };
+        assert_eq!((strict.patching, strict.jit), (tracing, false));
         assert_eq!(strict.reactions, Policy::default().reactions);
         let text = "preset = 'strict'\nmodules = 'unauthenticated'\n\
+                    jit = 'allow'\n\
                     [patching]\nftrace = 'allow'\njump_label = 'deny'";
         let mixed = parse(text).unwrap();
         assert_eq!(mixed.modules, Modules::Unauthenticated);
-        assert_eq!(mixed.patching, Patching { jump_label: false, ..Patching::ALL });
+        let patching = Patching { ftrace: true, jump_label: false, ..tracing };
+        assert_eq!((mixed.patching, mixed.jit), (patching, true));
     }
 
     #[test]
-    fn a_tracer_without_modules_is_pointed_out() {
-        let says = |text| to_toml(&parse(text).unwrap()).contains("denied all the same");
-        assert!(says("modules = 'deny'"));
-        assert!(!says("preset = 'strict'") && !says(""));
+    fn what_is_allowed_in_vain_is_pointed_out() {
+        let says = |text| to_toml(&parse(text).unwrap()).matches("denied all the same").count();
+        assert_eq!(says("modules = 'deny'"), 4);
+        assert_eq!(says("[patching]\nftrace = 'deny'"), 1);
+        assert_eq!((says("preset = 'strict'"), says("")), (0, 0));
+    }
+
+    #[test]
+    fn what_the_kernel_is_told_is_shown() {
+        let shown = to_toml(&parse("jit = 'deny'").unwrap());
+        assert!(
+            shown.contains("# sysctl.kernel.kexec_load_disabled=1 sysctl.net.core."),
+            "{shown}"
+        );
     }
 
     #[test]
@@ -318,7 +358,8 @@ mod tests {
             ("modules = 3", "line 1", "modules"),
             ("preset = 'lax'", "line 1", "lax"),
             ("[patching]\nftrace = true", "line 2", "ftrace"),
-            ("[patching]\nkprobes = 'allow'", "line 2", "kprobes"),
+            ("[patching]\nuprobes = 'allow'", "line 2", "uprobes"),
+            ("jit = 'interpret'", "line 1", "interpret"),
             ("[reactions]\n\nwrite-txt = 'log'", "line 3, column 1", "write-txt"),
             ("[reactions]\nmsr = 'panic'", "line 2", "panic"),
             ("[warden]\n\nstop_after = 33", "line 3", "1 to 32"),
@@ -334,7 +375,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_written_is_read_back(
-            views: bool, modules: bool, announce: bool, patching: [bool; 3],
+            views: bool, modules: bool, announce: bool, patching: [bool; 5], jit: bool,
             heki_exec in 0_usize..3,
             reactions in prop::array::uniform(0..Reaction::ALL.len()),
             stop_after in 0..=Warden::MOST, within_seconds in 0..=u32::MAX, heki_configure: bool,
@@ -347,7 +388,10 @@ mod tests {
                     jump_label: patching[0],
                     static_call: patching[1],
                     ftrace: patching[2],
+                    kprobes: patching[3],
+                    livepatch: patching[4],
                 },
+                jit,
                 heki_exec: HekiExec::ALL[heki_exec],
                 reactions: reactions.map(|number| Reaction::ALL[number]),
                 warden: Warden { stop_after, within_seconds, heki_configure },

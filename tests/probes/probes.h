@@ -42,9 +42,13 @@ extern const struct probe machine_probes[];
 extern const struct probe race_probes[];
 /* Kills a CPU where it succeeds, so it comes last. */
 extern const struct probe last_probes[];
+/* What only a policy refuses that denies what is allowed by default. */
+extern const struct probe kprobe_probes[];
+extern const struct probe jit_probes[];
 
 /* Addresses from /proc/kallsyms, given as module parameters. */
 extern unsigned long stext, etext, rodata, ro_after_init, jump_start, jump_end;
+extern unsigned long call_start, call_end, stats_key, call_key, jit_enable;
 
 /* Writes `run->detail` and hands `result` through. */
 __printf(3, 4) enum result finish(struct run *run, enum result result, const char *format, ...);
@@ -66,6 +70,14 @@ void write_function(void *at, u32 value);
 struct call call_function(void *target);
 int execute_init(void);
 void execute_exit(void);
+
+/* module.c: keeps a mapping of the page that holds `function`, which is freed after init. */
+int module_init_text(void *function);
+void module_exit_text(void);
+extern const struct probe module_probes[];
+
+/* raced.S: a page of text with nothing in it but this function, which returns a constant. */
+void raced_function(void);
 
 /* descriptors.c: LDTR and TR, loaded with forged descriptors. */
 enum result ldt_load(struct run *run);

@@ -89,11 +89,13 @@ pub enum ViolationKind {
     Undecodable = 9,
     /// Read of a page that the kernel has asked to keep from being read.
     Read = 10,
+    /// A step towards another kernel in place of the locked one.
+    Kexec = 11,
 }
 
 impl ViolationKind {
     /// How many kinds there are.
-    pub const COUNT: usize = 11;
+    pub const COUNT: usize = 12;
     /// Every kind, in the order of its number.
     pub const ALL: [ViolationKind; Self::COUNT] = [
         ViolationKind::WriteText,
@@ -107,6 +109,7 @@ impl ViolationKind {
         ViolationKind::CpuEscape,
         ViolationKind::Undecodable,
         ViolationKind::Read,
+        ViolationKind::Kexec,
     ];
     /// The kind with this number.
     pub fn from_number(number: u8) -> Option<Self> {
@@ -126,6 +129,7 @@ impl ViolationKind {
             ViolationKind::CpuEscape => "cpu-escape",
             ViolationKind::Undecodable => "undecodable",
             ViolationKind::Read => "read",
+            ViolationKind::Kexec => "kexec",
         }
     }
 }

@@ -119,7 +119,7 @@ fn write(vcpu: &mut Vcpu<impl Vendor>, access: Access) {
                 drop(memory);
                 table_walk(vcpu, access, page.state);
             } else {
-                text::write(vcpu, &mut memory, access.gpa, page.state);
+                text::write(vcpu, memory, access.gpa, page.state);
             }
         }
         Some(Page { state: PageState::Code, .. }) => promote::demote(vcpu, &mut memory, frame),

@@ -8,8 +8,11 @@ use super::memory::Memory;
 use super::separation::Separation;
 use super::{Stage, Vm};
 use crate::report;
+use crate::task::{self, inbox::Post, turn};
 use crate::vcpu::Vcpu;
 use crate::vendor::Vendor;
+use abi::event::Verdict;
+use abi::task::{HekiExit, MessageKind};
 use addr::{FrameRange, Gfn, Gpa, GuestPhysical};
 use heki::Refusal;
 use heki::control::{self, Request};
@@ -18,6 +21,7 @@ use heki::memory::{Gate, Rules, protect};
 use integrity::state::Page;
 use spin::mutex::SpinMutex;
 use x86_decode::Mode;
+use zerocopy::IntoBytes;
 
 /// RBX, RCX and RDX by their encoding, in KVM's order of arguments.
 const ARGUMENTS: [usize; 3] = [3, 1, 2];
@@ -64,12 +68,33 @@ fn lock_register(vcpu: &mut Vcpu<impl Vendor>) -> Result<u64, Refusal> {
         return Ok(heki::VERSION);
     }
     arm(vcpu);
+    if let Request::Pin { register, pin } = judge(vcpu)? {
+        ask_warden(vcpu, register, pin.must_be_one)?;
+    }
     // Held from the judgement to the change, so that no other vCPU pins the opposite.
     let _memory = vm.memory.lock();
     if let Request::Pin { register, pin } = judge(vcpu)? {
         vm.requested.add(register, pin);
     }
     Ok(0)
+}
+
+/// Asks the warden, if there is one, whether bits of a register may be pinned. Without an answer
+/// they may: a pin takes rights away, and gives none.
+fn ask_warden(vcpu: &mut Vcpu<impl Vendor>, register: u8, value: u64) -> Result<(), Refusal> {
+    if !task::has_warden() {
+        return Ok(());
+    }
+    let exit =
+        HekiExit { reason: if register == 0 { HekiExit::CR0 } else { HekiExit::CR4 }, value };
+    let post = Post::new(MessageKind::Heki, 1, turn::new_token(), exit.as_bytes());
+    match turn::ask(vcpu, post) {
+        None | Some(Verdict::Log) => Ok(()),
+        Some(Verdict::Deny) => Err(Refusal::NotPermitted),
+        Some(Verdict::Stop) => {
+            report::fatal(format_args!("stopped by the warden: a guest pins CR{register}"))
+        }
+    }
 }
 
 fn protect_memory<V: Vendor>(vcpu: &mut Vcpu<V>) -> Result<u64, Refusal> {

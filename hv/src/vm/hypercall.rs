@@ -39,6 +39,8 @@ pub fn handle(vcpu: &mut Vcpu<impl Vendor>) {
         (READ_COUNTER, None) => UNKNOWN,
         (SAVE_STATE, _) => state::write(vcpu),
         (AUDIT, _) => audit(vcpu),
+        #[cfg(feature = "planted")]
+        (abi::planted::PLANTED, _) => crate::planted::handle(vcpu),
         (MAKE_SECRET, _) => set_secret(vcpu, true),
         (MAKE_ORDINARY, _) => set_secret(vcpu, false),
         (number, _) => heki::handle(vcpu, number),

@@ -6,8 +6,10 @@
 //! | job | what it does |
 //! |---|---|
 //! | `probe` | loads `/ravelin_probes.ko` and runs every attack probe |
+//! | `denied` | the same with those that only a stricter policy refuses |
 //! | `stress:SECONDS` | keeps all CPUs busy and checks that nothing is lost |
 //! | `trace:ROUNDS` | uses the function tracer |
+//! | `bpf:ROUNDS` | makes packet filters and runs them |
 //! | `bench`, `bench:quick` | runs the measured loops; `quick` a tenth of the rounds |
 //! | `heki` | makes Heki's hypercalls, right ones and wrong ones |
 //! | `inside` | runs the `ravelin` command |
@@ -20,6 +22,7 @@
 //! Everything here runs in one thread: other CPUs are used by processes.
 
 mod bench;
+mod bpf;
 mod console;
 mod counters;
 mod heki;
@@ -121,10 +124,11 @@ fn run_jobs(console: &Console, counters: &Counters, cpus: usize) -> Result<End> 
         let (name, argument) = job.split_once(':').unwrap_or((job, ""));
         match name {
             "probe" => {
-                if !probe::run(console, counters)? {
+                if !probe::run(console, counters, probe::Which::Usual)? {
                     end = End::PowerOffAlone;
                 }
             }
+            "denied" => _ = probe::run(console, counters, probe::Which::Denied)?,
             "stress" => {
                 let seconds =
                     argument.parse().with_context(|| format!("`{job}`: how many seconds?"))?;
@@ -134,6 +138,11 @@ fn run_jobs(console: &Console, counters: &Counters, cpus: usize) -> Result<End> 
                 let rounds =
                     argument.parse().with_context(|| format!("`{job}`: how many rounds?"))?;
                 trace::run(console, rounds)?;
+            }
+            "bpf" => {
+                let rounds =
+                    argument.parse().with_context(|| format!("`{job}`: how many rounds?"))?;
+                bpf::run(console, rounds)?;
             }
             "heki" => {
                 let calls = (!argument.is_empty()).then(|| argument.parse()).transpose();
@@ -154,7 +163,7 @@ fn run_jobs(console: &Console, counters: &Counters, cpus: usize) -> Result<End> 
                 break;
             }
             _ => bail!(
-                "unknown job `{job}`: use probe, stress:SECONDS, trace:ROUNDS, bench, heki, inside, idle, ..."
+                "unknown job `{job}`: use probe, denied, stress:SECONDS, trace:ROUNDS, bpf:ROUNDS, bench, heki, inside, idle, ..."
             ),
         }
         done += 1;
