@@ -114,10 +114,12 @@ pub fn policy_is_weaker(one: &Policy, other: &Policy) -> bool {
         || rest != *other
 }
 
-/// Whether a page `one` allows anything, now or by a later request, that `other` does not.
-pub fn page_is_weaker(one: Page, other: Page) -> bool {
-    let views = [View::Kernel, View::User, View::Single];
-    let wider = views.into_iter().any(|view| !other.allows(view).contains(one.allows(view)));
+/// Whether a page `one` allows anything, now or by a later request, that `other` does not. If
+/// `other` is not `locked`, its state is enforced on nobody yet; but the hypervisor's memory stays
+/// what it is, and what was asked for holds.
+pub fn page_is_weaker(one: Page, other: Page, locked: bool) -> bool {
+    let mut views = [View::Kernel, View::User, View::Single].into_iter().filter(|_| locked);
+    let wider = views.any(|view| !other.allows(view).contains(one.allows(view)));
     wider
         || !other.state.may_become(one.state)
         || !one.withheld.contains(other.withheld)

@@ -197,7 +197,12 @@ proptest! {
         let saved = Saved::parse(&bytes).unwrap();
         let mut memory = Memory(before.clone());
         let result = restore(&saved, &now, &mut memory);
-        let weaker = pages.iter().zip(&before).any(|(one, other)| wider(*one, *other));
+        let owned = |page: &Page| matches!(page.state, PageState::Own | PageState::Published);
+        let weaker = pages.iter().zip(&before).any(|(one, other)| {
+            (now.stage > 0 && wider(*one, *other))
+                || ((owned(one) || owned(other)) && one.state != other.state)
+                || (other.immutable && !one.immutable)
+        });
         match result {
             Ok(settings) => {
                 prop_assert!(!weaker);
@@ -348,13 +353,42 @@ fn pages_are_compared_as_the_model_does_and_keep_what_was_asked_for() {
     let all = || (0..=u8::MAX).filter_map(|byte| Page::try_from(byte).ok());
     for one in all() {
         for other in all() {
-            let weaker = page_is_weaker(one, other);
-            assert!(weaker || !wider(one, other), "{one:?} {other:?}");
-            assert!(weaker || one.immutable || !other.immutable);
-            assert!(weaker || one.withheld.contains(other.withheld));
-            assert!(!weaker || one != other);
+            for locked in [false, true] {
+                let weaker = page_is_weaker(one, other, locked);
+                assert!(weaker || !locked || !wider(one, other), "{one:?} {other:?}");
+                assert!(weaker || one.immutable || !other.immutable);
+                assert!(weaker || one.withheld.contains(other.withheld));
+                assert!(!weaker || one != other);
+            }
         }
     }
+}
+
+#[test]
+fn a_locked_kernel_is_restored_where_nothing_is_locked_yet() {
+    let saved = strict();
+    let pages = [
+        PageState::Data,
+        PageState::Code,
+        PageState::LockedCode,
+        PageState::LockedReadOnly,
+        PageState::Own,
+        PageState::Published,
+    ]
+    .map(Page::new);
+    let start = [0, 0, 0, 0, 4, 5].map(|from| pages[from]);
+    let saved = Settings { frames: 6, ..saved };
+    let now = Settings { stage: 0, kernel: None, vcpus: [None; MAX_CPUS], ..saved };
+    let bytes = written(&saved, &pages);
+    let parsed = Saved::parse(&bytes).unwrap();
+    let mut memory = Memory(start.to_vec());
+    assert_eq!(restore(&parsed, &now, &mut memory), Ok(saved));
+    assert_eq!(memory.0, pages);
+    // Where it is locked, what was no code stays none.
+    let mut memory = Memory(start.to_vec());
+    let refused = restore(&parsed, &saved, &mut memory);
+    assert_eq!(refused, Err(Refusal::Page(Gfn::new(1))));
+    assert_eq!(memory.0, start);
 }
 
 #[test]
