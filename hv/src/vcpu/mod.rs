@@ -11,7 +11,7 @@ use crate::memory::physical::Physical;
 use crate::memory::window::Windows;
 use crate::task;
 use crate::vendor::{Exception, Settings, Start, Vendor};
-use crate::vm::{Vm, exits, pins, shootdown};
+use crate::vm::{Vm, exits, pins, shootdown, state};
 use core::sync::atomic::Ordering;
 use integrity::pins::Pins;
 use integrity::state::View;
@@ -103,7 +103,9 @@ impl<V: Vendor> Vcpu<V> {
     fn adopt_lock(&mut self) {
         let stage = self.vm.stage();
         if stage.is_armed() && self.pins.is_none() {
-            self.pins = Some(pins::capture(&self.vendor));
+            let pins = pins::capture(&self.vendor);
+            self.pins = Some(pins);
+            state::locked(self.index, pins);
             self.vendor.lock();
         }
         // While read-only data waits, each address-space switch is an occasion to look again.
