@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand, ValueEnum};
 use ravelin::{check, machine};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Run a Linux kernel under Ravelin, which enforces the kernel's integrity from outside it.
 #[derive(Parser)]
@@ -20,6 +20,8 @@ pub enum Command {
     Iso(Iso),
     /// Write the manifest of a kernel, which tells the hypervisor what it must know about it
     Prepare(Prepare),
+    /// Write the image of a task, for a boot loader of your own
+    Task(Task),
     /// Print what a kernel holds, and what Ravelin can and cannot enforce on it
     Inspect(Inspect),
     /// Search a memory dump for what can be written and executed, through one mapping or two
@@ -143,6 +145,8 @@ pub struct Run {
     /// Hypervisor image [default: $RAVELIN_HYPERVISOR, or ravelin-hv beside this program]
     #[arg(long, value_name = "FILE", conflicts_with = "bare")]
     pub hypervisor: Option<PathBuf>,
+    #[command(flatten)]
+    pub tasks: Tasks,
     /// What emulates the machine
     #[arg(long, value_enum, default_value = "qemu")]
     pub emulator: Emulator,
@@ -242,6 +246,50 @@ pub struct Iso {
     /// Hypervisor image [default: $RAVELIN_HYPERVISOR, or ravelin-hv beside this program]
     #[arg(long, value_name = "FILE")]
     pub hypervisor: Option<PathBuf>,
+    #[command(flatten)]
+    pub tasks: Tasks,
+    /// Where to write the image
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+}
+
+/// What runs beside the guest, in ring 3 of the hypervisor.
+#[derive(clap::Args)]
+pub struct Tasks {
+    /// Task that decides what the policy leaves to thought [default: ravelin-warden beside the
+    /// hypervisor image]
+    #[arg(long, value_name = "FILE", conflicts_with = "no_warden")]
+    pub warden: Option<PathBuf>,
+    /// Leave it out: the hypervisor decides alone
+    #[arg(long)]
+    pub no_warden: bool,
+    /// Another task; can be given twice
+    #[arg(long, value_name = "FILE")]
+    pub task: Vec<PathBuf>,
+}
+
+impl Tasks {
+    /// The tasks for the hypervisor at this path.
+    ///
+    /// # Errors
+    /// There is no warden, and it was not to be left out.
+    pub fn find(&self, hypervisor: &Path) -> anyhow::Result<machine::Tasks> {
+        let warden = if self.no_warden {
+            None
+        } else {
+            Some(check::warden(self.warden.as_deref(), hypervisor)?)
+        };
+        Ok(machine::Tasks { warden, others: self.task.clone() })
+    }
+}
+
+#[derive(clap::Args)]
+pub struct Task {
+    /// Program: a static ELF file
+    pub program: PathBuf,
+    /// Name in reports [default: the name of the file]
+    #[arg(long)]
+    pub name: Option<String>,
     /// Where to write the image
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,

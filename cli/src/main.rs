@@ -8,9 +8,10 @@ mod iso;
 mod prepare;
 mod run;
 
+use anyhow::Context;
 use args::{Args, Command, PolicyCommand};
 use clap::Parser;
-use ravelin::policy;
+use ravelin::{cache, check, policy, task};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -18,6 +19,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Iso(args) => iso::iso(&args),
         Command::Prepare(args) => prepare::prepare(&args),
+        Command::Task(args) => task(&args),
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Audit(args) => audit::audit(&args),
         Command::Status { json } => inside::status(json),
@@ -32,4 +34,14 @@ fn main() -> ExitCode {
         anstream::eprintln!("ravelin: {error:#}");
         ExitCode::from(2)
     })
+}
+
+/// Writes the image of a task.
+fn task(args: &args::Task) -> anyhow::Result<ExitCode> {
+    let name = args.name.clone().unwrap_or_else(|| task::name(&args.program));
+    let program = check::read("program", &args.program)?;
+    let image = task::convert(&program, &name)
+        .with_context(|| format!("{} cannot be a task", args.program.display()))?;
+    cache::write_atomically(&args.output, &image)?;
+    Ok(ExitCode::SUCCESS)
 }

@@ -6,7 +6,10 @@ use crate::cpu::instructions::{
     halt_for_ever, port_read_u8, port_write_all, port_write_u8, port_write_u16, time_stamp,
 };
 use crate::publish::REGION;
-use abi::event::{Header, MAGIC, MAX_PAYLOAD, RecordKind, Violation, ViolationKind};
+use crate::task::{self, inbox::Post};
+use abi::event::{Header, MAGIC, MAX_PAYLOAD, NO_ADDRESS, RecordKind, Violation, ViolationKind};
+use abi::task::MessageKind;
+use addr::{Gfn, Gpa};
 use arrayvec::ArrayString;
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -39,8 +42,8 @@ pub fn last_sequence() -> u64 {
     SEQUENCE.load(Ordering::Relaxed)
 }
 
-/// Sends one record; `text` says the same where only text can be shown.
-fn send(channel: &mut Channel, kind: RecordKind, payload: &[u8], text: fmt::Arguments<'_>) {
+/// Sends one record, and answers its number; `text` says the same where only text can be shown.
+fn send(channel: &mut Channel, kind: RecordKind, payload: &[u8], text: fmt::Arguments<'_>) -> u64 {
     let sequence = SEQUENCE.fetch_add(1, Ordering::Relaxed) + 1;
     let length = u16::try_from(payload.len().min(MAX_PAYLOAD)).unwrap_or(0);
     let payload = payload.get(..usize::from(length)).unwrap_or_default();
@@ -55,6 +58,7 @@ fn send(channel: &mut Channel, kind: RecordKind, payload: &[u8], text: fmt::Argu
         // Writing to a serial port cannot fail.
         let _ = writeln!(Serial, "ravelin: {text}\r");
     }
+    sequence
 }
 
 struct Serial;
@@ -88,21 +92,30 @@ pub fn log(text: fmt::Arguments<'_>) {
 
 /// Reports a structured record that is no violation.
 pub fn record(kind: RecordKind, payload: &[u8], text: fmt::Arguments<'_>) {
-    send(&mut CHANNEL.lock(), kind, payload, text);
+    record_about(kind, payload, None, text);
+}
+
+/// The record is written here and now, whatever becomes of the warden, who gets a copy, and may
+/// look at the frame that it is about.
+fn record_about(kind: RecordKind, payload: &[u8], about: Option<Gfn>, text: fmt::Arguments<'_>) {
+    let sequence = send(&mut CHANNEL.lock(), kind, payload, text);
+    let kind = u32::from(kind as u16);
+    task::tell_warden(Post { about, ..Post::new(MessageKind::Event, kind, sequence, payload) });
 }
 
 /// Reports a violation.
 pub fn violation(violation: &Violation) {
     let kind = ViolationKind::from_number(violation.kind);
-    let mut channel = CHANNEL.lock();
     if let Some(kind) = kind {
+        let _channel = CHANNEL.lock();
         REGION.count_violation(kind);
     }
     let kind = kind.map_or("unknown", ViolationKind::name);
-    send(
-        &mut channel,
+    let about = (violation.gpa != NO_ADDRESS).then(|| Gpa::new(violation.gpa).frame());
+    record_about(
         RecordKind::Violation,
         violation.as_bytes(),
+        about,
         format_args!(
             "violation {kind}: vCPU {} CPL {} RIP {:#x} GPA {:#x} old {:#x} new {:#x}",
             violation.vcpu,

@@ -24,7 +24,7 @@ mod states;
 mod windows;
 mod word;
 
-pub use audit::{Audit, AuditedLeaf, Finding};
+pub use audit::{Audit, AuditedLeaf, Broken, Finding, Machine, Region, Space, Use, Uses};
 pub use block::Block;
 pub use direct_map::{DirectMap, Leaves, NoTables};
 pub use epochs::{Epochs, FlushDue};

@@ -6,7 +6,7 @@ use crate::publish;
 use addr::{FRAMES_PER_2M, FrameRange, HostPhysical, Hpa, PAGE_SIZE};
 use arrayvec::ArrayVec;
 use boot_info::place::Memory;
-use boot_info::{BootInfo, Region};
+use boot_info::{BootInfo, MOST_MODULES, Region};
 use core::ops::Range;
 
 /// The guest's memory map.
@@ -40,24 +40,29 @@ pub fn check_low_memory(info: &BootInfo) -> Result<(), &'static str> {
     }
 }
 
-/// Where the boot modules are.
-pub fn module_ranges(info: &BootInfo) -> ArrayVec<Range<u64>, 8> {
+/// Where the boot modules are; there is room for one more.
+pub fn module_ranges(info: &BootInfo) -> ArrayVec<Range<u64>, { MOST_MODULES + 1 }> {
     info.modules.iter().map(boot_info::Module::range).collect()
 }
+
+/// Most memory that all tasks and their secrets may have together.
+pub const TASK_BYTES: u64 = 16 * MIB;
 
 /// Chooses the pool: as high below 4 GiB as the boot modules leave room, in whole 2 MiB blocks, so
 /// that the guest's large leaves around it stay large.
 ///
 /// It is large enough for everything that can be asked of it: two second-stage tables split down
 /// to 4 KiB everywhere (8 KiB per 2 MiB of RAM), two bytes of state per frame and a little more for
-/// counters of large leaves, and 16 MiB for the manifest, the CPUs and the tables of device memory.
+/// counters of large leaves, 16 MiB for the manifest, the CPUs and the tables of device memory, and
+/// [`TASK_BYTES`].
 ///
 /// # Errors
 /// There is no such place.
 pub fn choose_pool(info: &BootInfo) -> Result<FrameRange<HostPhysical>, &'static str> {
-    const TOO_SMALL: &str = "too little memory: Ravelin needs 16 MiB and 0.5 % of the machine's RAM in one piece below 4 GiB, clear of the boot modules";
+    const TOO_SMALL: &str = "too little memory: Ravelin needs 32 MiB and 0.5 % of the machine's RAM in one piece below 4 GiB, clear of the boot modules";
     let ram: u64 = info.regions.iter().filter(|r| r.is_ram()).map(|r| r.length).sum();
-    let wanted = (16 * MIB + ram / 2048 + ram / MIB + ram / 256).next_multiple_of(2 * MIB);
+    let wanted =
+        (16 * MIB + TASK_BYTES + ram / 2048 + ram / MIB + ram / 256).next_multiple_of(2 * MIB);
     let mut taken = module_ranges(info);
     taken.push(bytes(space::image()));
     let memory = Memory { regions: &info.regions, taken: &taken };

@@ -4,6 +4,7 @@
 //! CPU lives in [`crate::vcpu::Vcpu`] and is passed down by reference; only [`CpuShared`] is seen by others.
 
 pub mod apic;
+pub mod control;
 pub mod instructions;
 pub mod stack;
 pub mod tables;

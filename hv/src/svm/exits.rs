@@ -28,6 +28,11 @@ impl Svm {
                 self.vmcb.intercept1 &= !intercept1::IRET;
                 Exit::NmiWindow
             }
+            exit::VINTR => {
+                self.vmcb.virtual_interrupt = 0;
+                self.vmcb.intercept1 &= !intercept1::VINTR;
+                Exit::InterruptWindow
+            }
             exit::MSR => Exit::Msr { write: vmcb.exit_info1 & 1 == 1 },
             exit::WRITE_CR0 | exit::WRITE_CR3 | exit::WRITE_CR4 => Exit::ControlRegister,
             exit::WRITE_IDTR | exit::WRITE_GDTR | exit::WRITE_LDTR | exit::WRITE_TR => {

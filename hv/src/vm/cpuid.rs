@@ -5,6 +5,7 @@
 
 use crate::cpu::instructions::{CpuidResult, cpuid, low_half};
 use crate::publish;
+use abi::hypercall::{FEATURE_LEAF, feature};
 use x86_defs::cr4;
 
 const FEATURES: u32 = 1;
@@ -71,7 +72,7 @@ fn hypervisor_leaf(leaf: u32) -> CpuidResult {
     let text = |bytes: &[u8; 4]| u32::from_le_bytes(*bytes);
     match leaf {
         HYPERVISOR => CpuidResult {
-            eax: HYPERVISOR_PUBLISHED,
+            eax: FEATURE_LEAF,
             ebx: text(b"Rave"),
             ecx: text(b"linR"),
             edx: text(b"avel"),
@@ -82,6 +83,7 @@ fn hypervisor_leaf(leaf: u32) -> CpuidResult {
             ecx: low_half(published::BYTES as u64),
             edx: 0,
         },
+        FEATURE_LEAF => CpuidResult { eax: feature::SECRET_PAGES, ebx: 0, ecx: 0, edx: 0 },
         KVM => CpuidResult {
             eax: KVM_FEATURES,
             ebx: text(b"KVMK"),

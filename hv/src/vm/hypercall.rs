@@ -1,16 +1,20 @@
 //! Hypercalls by number: Ravelin's own ([`abi::hypercall`]), by which a guest reads counters at any
-//! privilege level; all others are [`heki`]'s.
+//! privilege level and its kernel makes pages secret; all others are [`heki`]'s.
 
 use super::{Stage, heki};
-use crate::memory::pool;
+use crate::memory::{flush, pool, secret};
 use crate::publish::{self, REGION};
 use crate::report;
 use crate::vcpu::Vcpu;
 use crate::vendor::Vendor;
-use abi::hypercall::{Counter, READ_COUNTER, UNKNOWN};
+use abi::hypercall::errno::{EFAULT, EINVAL, EPERM};
+use abi::hypercall::{
+    Counter, MAKE_ORDINARY, MAKE_SECRET, MOST_SECRET_PAGES, READ_COUNTER, UNKNOWN,
+};
+use addr::{FrameRange, Gfn};
 
 /// The counters of which each exit increments exactly one.
-const KINDS: [Counter; 10] = [
+const KINDS: [Counter; 11] = [
     Counter::ViewSwitch,
     Counter::NestedFault,
     Counter::Cpuid,
@@ -21,6 +25,7 @@ const KINDS: [Counter; 10] = [
     Counter::Port,
     Counter::Hypercall,
     Counter::Other,
+    Counter::Task,
 ];
 
 /// Answers a hypercall; RIP is past it already.
@@ -28,6 +33,8 @@ pub fn handle(vcpu: &mut Vcpu<impl Vendor>) {
     let answer = match (vcpu.gpr(0), Counter::from_number(vcpu.gpr(3))) {
         (READ_COUNTER, Some(counter)) => read(vcpu, counter),
         (READ_COUNTER, None) => UNKNOWN,
+        (MAKE_SECRET, _) => set_secret(vcpu, true),
+        (MAKE_ORDINARY, _) => set_secret(vcpu, false),
         (number, _) => heki::handle(vcpu, number),
     };
     vcpu.set_gpr(0, answer);
@@ -49,4 +56,24 @@ fn read(vcpu: &Vcpu<impl Vendor>, counter: Counter) -> u64 {
         Counter::PublishedBytes => published::BYTES as u64,
         counted => REGION.total(counted),
     }
+}
+
+/// Makes pages of the guest secret, or ordinary again.
+fn set_secret(vcpu: &Vcpu<impl Vendor>, make: bool) -> u64 {
+    let (first, count) = (Gfn::new(vcpu.gpr(3)), vcpu.gpr(1));
+    let refused = |errno: u64| errno.wrapping_neg();
+    if vcpu.cpl() != 0 {
+        return refused(EPERM);
+    }
+    if count == 0 || count > MOST_SECRET_PAGES {
+        return refused(EINVAL);
+    }
+    let frames = FrameRange::with_count(first, count);
+    if first.checked_add(count).is_none() || !frames.iter().all(|frame| vcpu.vm.is_ram(frame)) {
+        return refused(EFAULT);
+    }
+    secret::set(frames, make);
+    // A window that another CPU had open is closed when it has served this.
+    flush::everywhere(vcpu.index);
+    0
 }

@@ -15,7 +15,7 @@ use crate::publish;
 use crate::vendor::{SecondStage, SplitExecution, Vendor};
 use addr::{FrameRange, Gfn, Gpa, GuestPhysical, Hfn, PAGE_SIZE};
 use arrayvec::ArrayVec;
-use frames::{Audit, AuditedLeaf, Finding, FrameStates};
+use frames::{Audit, AuditedLeaf, FrameStates, Space, Uses};
 use integrity::Rights;
 use integrity::rights::{Counters, storage_bytes};
 use integrity::state::{Page, PageState, View};
@@ -120,25 +120,22 @@ impl<V: Vendor> Memory<V> {
         (self.buffers, Counters::new(self.ram_end.raw(), self.counters))
     }
 
-    /// Judges every leaf of every view; gives their number by size: 4 KiB, 2 MiB, 1 GiB.
-    ///
-    /// # Errors
-    /// The first rule that is broken.
-    pub fn audit(&self, audit: &mut Audit<'_>) -> Result<[u64; 3], Finding> {
-        let mut counts = [0; 3];
+    /// Has every leaf of every view judged.
+    pub fn audit(&self, audit: &mut Audit<'_, impl Uses + ?Sized>) {
         for table in [Some(&self.kernel), self.user.as_ref()].into_iter().flatten() {
             for (pages, leaf) in table.leaves(&Tables) {
                 let rights = V::Table::allowed(leaf.rights, self.separation.split());
-                let (write, execute) =
-                    (rights.contains(Rights::WRITE), rights.contains(Rights::EXECUTE));
-                let frames = FrameRange::with_count(leaf.frame, pages.count());
-                audit.guest_leaf(AuditedLeaf { frames, write, execute })?;
-                if let Some(count) = counts.get_mut(leaf.level as usize - 1) {
-                    *count += pages.count() / leaf.level.frames();
-                }
+                let leaf = AuditedLeaf {
+                    page: pages.start.raw(),
+                    frames: FrameRange::with_count(leaf.frame, pages.count()),
+                    size: leaf.level.frames(),
+                    write: rights.contains(Rights::WRITE),
+                    execute: rights.contains(Rights::EXECUTE),
+                    user: true,
+                };
+                audit.leaf(Space::SecondStage(super::PRIMARY), leaf);
             }
         }
-        Ok(counts)
     }
 
     /// Lets the kernel execute `range`, before the lock. No flush of other CPUs is due: one that

@@ -70,8 +70,14 @@ pub struct KernelPlace {
     pub gpa: Gpa,
 }
 
+/// The number of the VM that owns the devices.
+pub const PRIMARY: u32 = 0;
+
+/// Most ranges of RAM.
+pub const MOST_RAM_RANGES: usize = 96;
+
 /// Ranges of RAM.
-pub type Ram = ArrayVec<FrameRange<GuestPhysical>, 96>;
+pub type Ram = ArrayVec<FrameRange<GuestPhysical>, MOST_RAM_RANGES>;
 
 /// A virtual machine.
 pub struct Vm<V: Vendor> {

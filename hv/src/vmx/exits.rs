@@ -24,6 +24,10 @@ impl Vmx {
                 self.change_primary(primary::NMI_WINDOW_EXITING, false);
                 Exit::NmiWindow
             }
+            exit::INTERRUPT_WINDOW => {
+                self.change_primary(primary::INTERRUPT_WINDOW_EXITING, false);
+                Exit::InterruptWindow
+            }
             exit::RDMSR => Exit::Msr { write: false },
             exit::WRMSR => Exit::Msr { write: true },
             exit::CONTROL_REGISTER => Exit::ControlRegister,
