@@ -12,6 +12,8 @@
 mod boot;
 mod cpu;
 mod memory;
+#[cfg(feature = "planted")]
+mod planted;
 mod publish;
 mod report;
 mod runtime;

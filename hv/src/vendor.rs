@@ -77,6 +77,8 @@ pub struct Access {
     pub gpa: Gpa,
     /// There is a translation, but not with the right that was needed.
     pub present: bool,
+    /// It would have written, and may have read as well.
+    pub write: bool,
     /// It was an instruction fetch.
     pub fetch: bool,
     /// It was made by the guest's own page walk, not by its instruction.
@@ -163,6 +165,8 @@ pub trait Vendor: Sized + 'static {
     fn check_support() -> Result<(), &'static str>;
     /// How a table entry can allow execution to user and to supervisor code separately, if it can.
     fn splits_execution() -> Option<SplitExecution>;
+    /// Whether a table entry can allow execution and not reading.
+    fn executes_unread() -> bool;
     /// What leaves say of caching, read on the first CPU.
     ///
     /// # Errors

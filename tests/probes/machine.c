@@ -16,8 +16,7 @@
 #include "attempt.h"
 #include "probes.h"
 
-#define OWN_MEMORY 17 /* the counter that tells where the hypervisor's memory begins */
-#define PUBLISHED 19  /* the one that tells where the region is that the guest may read */
+#define PUBLISHED 19 /* the counter that tells where the region is that the guest may read */
 #define PATTERN 0x6e696c6576617252ull
 
 /*

@@ -74,14 +74,22 @@ impl Built {
         protection: Protection,
     ) -> anyhow::Result<Machine> {
         let guest = self.guest(flavour)?;
-        let emulator = match on {
+        let emulator = self.emulator(on)?;
+        Ok(boot::machine(emulator, &guest.kernel.image, &guest.initrd, job, protection))
+    }
+
+    /// The emulator's program.
+    ///
+    /// # Errors
+    /// It was not asked for.
+    pub fn emulator(&self, on: On) -> anyhow::Result<Emulator> {
+        Ok(match on {
             On::Qemu => Emulator::Qemu,
             On::Bochs => {
                 let program = self.bochs.clone().context("Bochs was not prepared")?;
                 Emulator::Bochs { program }
             }
-        };
-        Ok(boot::machine(emulator, &guest.kernel.image, &guest.initrd, job, protection))
+        })
     }
 
     /// Protection by the hypervisor under `policy`.

@@ -59,7 +59,7 @@ fn run_all(args: &Args, install: bool, tally: &mut Tally) -> anyhow::Result<()> 
         check_sources(&kernels, install, tally)?;
     }
     let built = build(&FLAVOURS, &[On::Qemu, On::Bochs], install)?;
-    e2e::run(&built, args.full, args.only.as_deref(), tally)
+    e2e::run(&built, args.full, install, args.only.as_deref(), tally)
 }
 
 fn check_sources(kernels: &[Kernel], install: bool, tally: &mut Tally) -> anyhow::Result<()> {

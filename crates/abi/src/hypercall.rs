@@ -1,6 +1,6 @@
 //! Ravelin's own hypercalls: `VMMCALL` (AMD) or `VMCALL` (Intel) with the number in RAX, the
-//! arguments in RBX and RCX, the answer in RAX. Counters every privilege level may read; the others
-//! are for CPL 0.
+//! arguments in RBX and RCX, the answer in RAX. Every privilege level may read counters and ask for
+//! an audit; the others are for CPL 0.
 
 /// Number in RAX that asks for a counter; RBX names it (see [`Counter`]).
 pub const READ_COUNTER: u64 = 0x5256_4c4e_0000_0000;
@@ -34,6 +34,16 @@ pub mod errno {
 
 /// Answer to a counter that does not exist.
 pub const UNKNOWN: u64 = u64::MAX;
+
+/// Number in RAX that has every page table in the machine judged by the five rules of memory: those
+/// of the hypervisor on every CPU, of tasks, of the second stage. It changes nothing and shows
+/// nothing, so every privilege level may ask. The answer is the number of runs of leaves that were
+/// judged, all of them as they must be, or one of the two below.
+pub const AUDIT: u64 = 0x5256_4c4e_0000_0003;
+/// Answer to [`AUDIT`]: a leaf breaks a rule; which one, the event channel says.
+pub const AUDIT_FAILED: u64 = u64::MAX - 1;
+/// Answer to [`AUDIT`]: not yet. Audits take at most 1 % of the time of the machine.
+pub const AUDIT_LATER: u64 = u64::MAX - 2;
 
 /// The counters, in the order of their numbers in RBX. All are sums over the VM's vCPUs since
 /// power-on.
@@ -169,9 +179,9 @@ impl Counter {
             Counter::Locked => "locked",
             Counter::OwnMemory => "own-memory",
             Counter::SupervisorMode => "supervisor-mode",
+            Counter::Task => "task",
             Counter::Published => "published",
             Counter::PublishedBytes => "published-bytes",
-            Counter::Task => "task",
         }
     }
 }

@@ -13,6 +13,7 @@ extern crate std;
 pub mod event;
 pub mod hypercall;
 pub mod manifest;
+pub mod planted;
 pub mod policy;
 pub mod task;
 

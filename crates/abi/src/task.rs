@@ -226,7 +226,7 @@ pub struct Message {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub struct HekiExit {
-    /// 1: CR0. 2: CR4 (KVM_HEKI_EXIT_REASON_CR0 and _CR4).
+    /// [`HekiExit::CR0`] or [`HekiExit::CR4`] (KVM_HEKI_EXIT_REASON_CR0 and _CR4).
     pub reason: u64,
     /// Configure: the mask that the request pins. Denial: the value that was to be written.
     pub value: u64,
@@ -269,6 +269,13 @@ pub struct Info {
     pub secret_quota: u32,
     /// The policy in force.
     pub policy: policy::Record,
+}
+
+impl HekiExit {
+    /// `reason`: CR0.
+    pub const CR0: u64 = 1 << 0;
+    /// `reason`: CR4.
+    pub const CR4: u64 = 1 << 1;
 }
 
 impl Info {

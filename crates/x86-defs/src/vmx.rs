@@ -208,6 +208,8 @@ pub mod exit {
 
 /// Exit qualification of an EPT violation (SDM 3C, table 28-7).
 pub mod ept_violation {
+    /// The access was a write, or read and wrote.
+    pub const WRITE: u64 = 1 << 1;
     /// The access was an instruction fetch.
     pub const FETCH: u64 = 1 << 2;
     /// The entry allowed something: read, write, supervisor or user execute.

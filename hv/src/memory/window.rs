@@ -115,6 +115,12 @@ pub(super) fn clear_vacant(frame: Hfn) {
 }
 
 impl Window<'_> {
+    /// Where it is.
+    #[cfg(feature = "planted")]
+    pub fn address(&self) -> u64 {
+        self.at(0).addr() as u64
+    }
+
     fn at(&self, offset: usize) -> *mut u8 {
         let page = WINDOWS.plus(u64::from(self.slot) * PAGE_SIZE).raw() as *mut u8;
         page.wrapping_add(offset)

@@ -14,6 +14,7 @@ impl Svm {
             exit::NESTED_FAULT => Exit::NestedFault(Access {
                 gpa: Gpa::new(vmcb.exit_info2),
                 present: vmcb.exit_info1 & nested_fault::PRESENT != 0,
+                write: vmcb.exit_info1 & nested_fault::WRITE != 0,
                 fetch: vmcb.exit_info1 & nested_fault::FETCH != 0,
                 table_walk: vmcb.exit_info1 & nested_fault::TABLE_WALK != 0,
             }),

@@ -101,6 +101,11 @@ impl Vendor for Svm {
         super::has_gmet().then_some(SplitExecution::ByPrivilege)
     }
 
+    /// Every leaf that is present can be read (APM 15.25.5).
+    fn executes_unread() -> bool {
+        false
+    }
+
     fn memory_types(_ram: &Ram) -> Result<MemoryTypes, &'static str> {
         // Leaves have no types: one for all keeps them large.
         Ok(MemoryTypes::uniform(MemoryType::WriteBack))

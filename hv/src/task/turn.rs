@@ -20,8 +20,9 @@ use crate::log;
 use crate::memory::flush;
 use crate::vcpu::Vcpu;
 use crate::vendor::Vendor;
+use abi::event::Verdict;
 use addr::PAGE_BYTES;
-use core::sync::atomic::{Ordering, fence};
+use core::sync::atomic::{AtomicU64, Ordering, fence};
 use spin::mutex::{SpinMutex, SpinMutexGuard};
 
 /// A task is stopped if it has used more ticks than this and as many turns as [`MOST_TURNS`].
@@ -191,9 +192,15 @@ impl Task {
     }
 }
 
-/// Asks the warden and waits for its answer: the `value` of it. `None` if there is no warden, or
-/// none that answers in time.
-pub fn ask(vcpu: &mut Vcpu<impl Vendor>, post: Post) -> Option<u64> {
+/// A number that no other question has.
+pub fn new_token() -> u64 {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    LAST.fetch_add(1, Ordering::Relaxed) + 1
+}
+
+/// Asks the warden and waits for its answer. `None` if there is no warden, or none that answers in
+/// time. The caller holds no lock.
+pub fn ask(vcpu: &mut Vcpu<impl Vendor>, post: Post) -> Option<Verdict> {
     let slot = SLOTS.get(WARDEN).filter(|_| has_warden())?;
     let token = post.message.token;
     let started = time_stamp();
@@ -211,7 +218,7 @@ pub fn ask(vcpu: &mut Vcpu<impl Vendor>, post: Post) -> Option<u64> {
             drop(place);
             // It is to finish what it was doing.
             make_ready(WARDEN);
-            return Some(value);
+            return u8::try_from(value).ok().and_then(Verdict::from_number);
         }
         if task.waits.is_some() {
             let Some(post) = slot.inbox.lock().take() else { break };
@@ -229,7 +236,7 @@ pub fn ask(vcpu: &mut Vcpu<impl Vendor>, post: Post) -> Option<u64> {
     late(token)
 }
 
-fn late(token: u64) -> Option<u64> {
+fn late(token: u64) -> Option<Verdict> {
     log!("the warden did not answer message {token} in time");
     None
 }

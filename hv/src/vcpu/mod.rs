@@ -11,8 +11,9 @@ use crate::memory::physical::Physical;
 use crate::memory::window::Windows;
 use crate::task;
 use crate::vendor::{Exception, Settings, Start, Vendor};
-use crate::vm::{Vm, exits, pins::Pins, shootdown};
+use crate::vm::{Vm, exits, pins, shootdown};
 use core::sync::atomic::Ordering;
+use integrity::pins::Pins;
 use integrity::state::View;
 use x86_decode::{Operation, SimpleOp};
 
@@ -99,7 +100,7 @@ impl<V: Vendor> Vcpu<V> {
     fn adopt_lock(&mut self) {
         let stage = self.vm.stage();
         if stage.is_armed() && self.pins.is_none() {
-            self.pins = Some(Pins::capture(&self.vendor));
+            self.pins = Some(pins::capture(&self.vendor));
             self.vendor.lock();
         }
         // While read-only data waits, each address-space switch is an occasion to look again.

@@ -1,17 +1,21 @@
-//! Hypercalls by number: Ravelin's own ([`abi::hypercall`]), by which a guest reads counters at any
-//! privilege level and its kernel makes pages secret; all others are [`heki`]'s.
+//! Hypercalls by number: Ravelin's own ([`abi::hypercall`]), by which a guest reads counters and has
+//! page tables audited at any privilege level and its kernel makes pages secret; all others are [`heki`]'s.
 
 use super::{Stage, heki};
-use crate::memory::{flush, pool, secret};
+use crate::cpu::instructions::time_stamp;
+use crate::log;
+use crate::memory::{audit, flush, pool, secret};
 use crate::publish::{self, REGION};
 use crate::report;
 use crate::vcpu::Vcpu;
 use crate::vendor::Vendor;
 use abi::hypercall::errno::{EFAULT, EINVAL, EPERM};
 use abi::hypercall::{
-    Counter, MAKE_ORDINARY, MAKE_SECRET, MOST_SECRET_PAGES, READ_COUNTER, UNKNOWN,
+    AUDIT, AUDIT_FAILED, AUDIT_LATER, Counter, MAKE_ORDINARY, MAKE_SECRET, MOST_SECRET_PAGES,
+    READ_COUNTER, UNKNOWN,
 };
 use addr::{FrameRange, Gfn};
+use spin::mutex::SpinMutex;
 
 /// The counters of which each exit increments exactly one.
 const KINDS: [Counter; 11] = [
@@ -33,6 +37,9 @@ pub fn handle(vcpu: &mut Vcpu<impl Vendor>) {
     let answer = match (vcpu.gpr(0), Counter::from_number(vcpu.gpr(3))) {
         (READ_COUNTER, Some(counter)) => read(vcpu, counter),
         (READ_COUNTER, None) => UNKNOWN,
+        (AUDIT, _) => audit(vcpu),
+        #[cfg(feature = "planted")]
+        (abi::planted::PLANTED, _) => crate::planted::handle(vcpu),
         (MAKE_SECRET, _) => set_secret(vcpu, true),
         (MAKE_ORDINARY, _) => set_secret(vcpu, false),
         (number, _) => heki::handle(vcpu, number),
@@ -55,6 +62,29 @@ fn read(vcpu: &Vcpu<impl Vendor>, counter: Counter) -> u64 {
         Counter::Published => publish::frames().start.start().raw(),
         Counter::PublishedBytes => published::BYTES as u64,
         counted => REGION.total(counted),
+    }
+}
+
+/// Judges all page tables, unless the last time was too recent.
+fn audit(vcpu: &Vcpu<impl Vendor>) -> u64 {
+    /// An audit is followed by so many times its own duration without one.
+    const PAUSE: u64 = 100;
+    /// Time stamp before which no audit is made. Held while one is made.
+    static NOT_BEFORE: SpinMutex<u64> = SpinMutex::new(0);
+    let Some(mut not_before) = NOT_BEFORE.try_lock() else { return AUDIT_LATER };
+    let start = time_stamp();
+    if start < *not_before {
+        return AUDIT_LATER;
+    }
+    let outcome = audit::all(vcpu.vm, vcpu.index);
+    let end = time_stamp();
+    *not_before = end.saturating_add(end.saturating_sub(start).saturating_mul(PAUSE));
+    match outcome {
+        Ok(report) => report.runs,
+        Err(finding) => {
+            log!("audit: {finding}");
+            AUDIT_FAILED
+        }
     }
 }
 

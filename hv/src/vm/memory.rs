@@ -108,6 +108,11 @@ impl<V: Vendor> Memory<V> {
         self.states.get(frame)
     }
 
+    /// The states of all frames, for reading without holding the memory.
+    pub fn pages(&self) -> FrameStates<'static, Page> {
+        self.states
+    }
+
     /// Whether the kernel can execute `frame`.
     pub fn is_executable(&self, frame: Gfn) -> bool {
         self.kernel
@@ -219,15 +224,26 @@ impl<V: Vendor> Memory<V> {
         state: PageState,
         mut flush: impl FnMut(Due<'_>) -> Flushed<'_>,
     ) -> Result<(), PagingError> {
-        let mut start = range.start;
-        while start < range.end {
-            let before = self.page(start).unwrap_or(Page::new(state));
-            let mut rest = FrameRange::new(start.plus(1), range.end).iter();
-            let end = rest.find(|frame| self.page(*frame) != Some(before)).unwrap_or(range.end);
-            self.set_page(FrameRange::new(start, end), before.with_state(state), &mut flush)?;
-            start = end;
+        let mut rest = range;
+        while let Some((run, page)) = self.next_run(&mut rest) {
+            let page = page.map_or(Page::new(state), |page| page.with_state(state));
+            self.set_page(run, page, &mut flush)?;
         }
         self.collapse(range, flush)
+    }
+
+    /// Takes from the front of `rest` the pages that are alike.
+    fn next_run(
+        &self,
+        rest: &mut FrameRange<GuestPhysical>,
+    ) -> Option<(FrameRange<GuestPhysical>, Option<Page>)> {
+        let start = rest.start;
+        if rest.is_empty() {
+            return None;
+        }
+        let page = self.page(start);
+        rest.start = rest.iter().find(|frame| self.page(*frame) != page).unwrap_or(rest.end);
+        Some((FrameRange::new(start, rest.start), page))
     }
 
     /// Makes every page of `range` the same, then waits until no CPU uses the old rights.
@@ -257,7 +273,12 @@ impl<V: Vendor> Memory<V> {
         range: FrameRange<GuestPhysical>,
         mut flush: impl FnMut(Due<'_>) -> Flushed<'_>,
     ) -> Result<(), PagingError> {
-        self.protect(range, Allowed::both(Rights::READ))?.release(&mut Tables, &mut flush);
+        let mut rest = range;
+        while let Some((run, page)) = self.next_run(&mut rest) {
+            let withheld = page.map_or(Rights::empty(), |page| page.withheld);
+            let allowed = Allowed::both(Rights::READ.difference(withheld));
+            self.protect(run, allowed)?.release(&mut Tables, &mut flush);
+        }
         Ok(())
     }
 

@@ -71,6 +71,7 @@ impl Vmx {
         Access {
             gpa: Gpa::new(vmread(field::GUEST_PHYSICAL_ADDRESS)),
             present: qualification & ept_violation::PRESENT != 0,
+            write: qualification & ept_violation::WRITE != 0,
             fetch: qualification & ept_violation::FETCH != 0,
             table_walk: qualification & walk == ept_violation::LINEAR,
         }

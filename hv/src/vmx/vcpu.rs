@@ -82,6 +82,10 @@ impl Vendor for Vmx {
         has_secondary(secondary::MODE_BASED_EXECUTE).then_some(SplitExecution::ByAddress)
     }
 
+    fn executes_unread() -> bool {
+        super::ept_capabilities().execute_only().is_some()
+    }
+
     fn memory_types(ram: &Ram) -> Result<MemoryTypes, &'static str> {
         super::memory_types(ram)
     }

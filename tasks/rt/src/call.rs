@@ -66,11 +66,10 @@ pub fn wait() -> Result<Message, CallError> {
     Ok(unsafe { message.assume_init() })
 }
 
-/// Copies from `offset` of the guest memory that a message granted.
+/// Copies from `offset` of the guest memory that the latest message granted.
 ///
 /// # Errors
-/// The grant is over, or does not reach so far, or the bytes are more than
-/// [`abi::task::MOST_BYTES`].
+/// The grant is over, or does not reach so far; the guest has made the page secret.
 pub fn guest_read(grant: u32, offset: u64, into: &mut [u8]) -> Answer {
     let (address, length) = (into.as_mut_ptr().addr() as u64, into.len() as u64);
     // SAFETY: the call writes into a slice that is ours alone.

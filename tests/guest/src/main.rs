@@ -6,18 +6,23 @@
 //! | job | what it does |
 //! |---|---|
 //! | `probe` | loads `/ravelin_probes.ko` and runs every attack probe |
+//! | `denied` | the same with those that only a stricter policy refuses |
 //! | `stress:SECONDS` | keeps all CPUs busy and checks that nothing is lost |
 //! | `trace:ROUNDS` | uses the function tracer |
+//! | `bpf:ROUNDS` | makes packet filters and runs them |
 //! | `bench`, `bench:quick` | runs the measured loops; `quick` a tenth of the rounds |
 //! | `heki` | makes Heki's hypercalls, right ones and wrong ones |
 //! | `inside` | runs the `ravelin` command |
 //! | `idle` | never ends |
 //! | `reboot`, `poweroff` | does so at once |
 //!
+//! In the end all page tables in the machine are audited.
+//!
 //! What a program should read is a line `@@ WORD JSON` on the console (see [`console`]).
 //! Everything here runs in one thread: other CPUs are used by processes.
 
 mod bench;
+mod bpf;
 mod console;
 mod counters;
 mod heki;
@@ -32,6 +37,7 @@ use abi::hypercall::{Counter, SupervisorMode};
 use anyhow::{Context as _, Result, bail};
 use console::Console;
 use counters::Counters;
+use hypercall::Audit;
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
 use serde_json::json;
@@ -71,6 +77,13 @@ fn main() -> Result<()> {
             End::PowerOff
         }
     };
+    if let Some(audit) = counters.audit() {
+        let runs = if let Audit::Passed { runs } = audit { runs } else { 0 };
+        console.report(
+            "audit",
+            &json!({"ok": runs > 0, "runs": runs, "said": format!("{audit:?}")}),
+        )?;
+    }
     match end {
         End::PowerOff => match reboot(RebootMode::RB_POWER_OFF)? {},
         End::Reboot => match reboot(RebootMode::RB_AUTOBOOT)? {},
@@ -111,10 +124,11 @@ fn run_jobs(console: &Console, counters: &Counters, cpus: usize) -> Result<End> 
         let (name, argument) = job.split_once(':').unwrap_or((job, ""));
         match name {
             "probe" => {
-                if !probe::run(console, counters)? {
+                if !probe::run(console, counters, probe::Which::Usual)? {
                     end = End::PowerOffAlone;
                 }
             }
+            "denied" => _ = probe::run(console, counters, probe::Which::Denied)?,
             "stress" => {
                 let seconds =
                     argument.parse().with_context(|| format!("`{job}`: how many seconds?"))?;
@@ -125,7 +139,16 @@ fn run_jobs(console: &Console, counters: &Counters, cpus: usize) -> Result<End> 
                     argument.parse().with_context(|| format!("`{job}`: how many rounds?"))?;
                 trace::run(console, rounds)?;
             }
-            "heki" => heki::run(console, counters)?,
+            "bpf" => {
+                let rounds =
+                    argument.parse().with_context(|| format!("`{job}`: how many rounds?"))?;
+                bpf::run(console, rounds)?;
+            }
+            "heki" => {
+                let calls = (!argument.is_empty()).then(|| argument.parse()).transpose();
+                let calls = calls.with_context(|| format!("`{job}`: how many requests?"))?;
+                heki::run(console, counters, calls)?;
+            }
             "inside" => inside::run(console, counters)?,
             "bench" => bench::run(console, counters, argument == "quick")?,
             "idle" => {
@@ -140,7 +163,7 @@ fn run_jobs(console: &Console, counters: &Counters, cpus: usize) -> Result<End> 
                 break;
             }
             _ => bail!(
-                "unknown job `{job}`: use probe, stress:SECONDS, trace:ROUNDS, bench, heki, inside, idle, ..."
+                "unknown job `{job}`: use probe, denied, stress:SECONDS, trace:ROUNDS, bpf:ROUNDS, bench, heki, inside, idle, ..."
             ),
         }
         done += 1;
