@@ -42,6 +42,8 @@ pub struct Guest {
 /// Everything that was built.
 pub struct Built {
     hypervisor: PathBuf,
+    /// Its test build in which a bug is planted.
+    planted: PathBuf,
     warden: PathBuf,
     /// The `ravelin` command.
     pub ravelin: PathBuf,
@@ -92,6 +94,12 @@ impl Built {
         })
     }
 
+    /// Protection, of a sort, by the test build of the hypervisor in which a bug is planted.
+    pub fn planted(&self, policy: Policy) -> Protection {
+        let (hypervisor, tasks) = (self.planted.clone(), Tasks::default());
+        Protection::Ravelin { hypervisor, policy, manifest: None, tasks }
+    }
+
     /// Protection by the hypervisor under `policy`.
     pub fn ravelin(&self, policy: Policy) -> Protection {
         let tasks = Tasks { warden: Some(self.warden.clone()), others: Vec::new() };
@@ -126,6 +134,7 @@ pub fn build(flavours: &[Flavour], emulators: &[On], install: bool) -> anyhow::R
     let release = target().join("release");
     Ok(Built {
         hypervisor: release.join("ravelin-hv"),
+        planted: release.join(PLANTED),
         warden: release.join("ravelin-warden"),
         ravelin: release.join("ravelin"),
         init,
@@ -135,16 +144,26 @@ pub fn build(flavours: &[Flavour], emulators: &[On], install: bool) -> anyhow::R
 }
 
 /// What runs without an operating system.
-pub const FREESTANDING: [&str; 5] = ["freestanding", "hv", "task-rt", "warden", "unruly"];
+pub const FREESTANDING: [&str; 6] = ["freestanding", "hv", "task-rt", "warden", "unruly", "churn"];
+
+/// Name of the hypervisor's test build in which a bug is planted.
+const PLANTED: &str = "ravelin-hv-planted";
 
 /// Builds the hypervisor with its tasks, and the command.
 ///
 /// The command is linked statically, so that it runs in test guests too. Each in a build of its
 /// own: cargo gives the crates that both use the features that either wants, and the hypervisor must have none that need an operating system.
 ///
+/// The test build of the hypervisor comes first, and is moved out of the way of the normal one.
+///
 /// # Errors
 /// They do not build.
 pub fn build_hypervisor() -> anyhow::Result<()> {
+    let planted = ["build", "--quiet", "--release", "--package", "hv", "--features", "planted"];
+    run(&mut command("cargo", &planted))?;
+    let release = target().join("release");
+    std::fs::rename(release.join("ravelin-hv"), release.join(PLANTED))
+        .context("the test build of the hypervisor is not where it was built")?;
     let mut cargo = command("cargo", &["build", "--quiet", "--release"]);
     run(cargo.args(FREESTANDING.iter().flat_map(|name| ["--package", name])))?;
     let build = ["rustc", "--quiet", "--release", "--package", "ravelin", "--bin", "ravelin", "--"];

@@ -8,7 +8,7 @@ use crate::packages::Flavour::{self, Cloud, Generic};
 use crate::progress::Step;
 use crate::shell::guest_folder;
 use crate::test::Tally;
-use crate::{audit, ending, heki, inside, iso, policies, refusals, trace, userland};
+use crate::{audit, ending, heki, inside, iso, policies, refusals, ret2dir, trace, userland};
 use abi::event::LockReport;
 use abi::policy::{Policy, SupervisorExec};
 use anyhow::{bail, ensure};
@@ -62,6 +62,7 @@ const ALWAYS_IN_BOCHS: &[&str] = &[
     "reboot",
     "refuse-no-virtualization",
     "repeatable",
+    "ret2dir-2-cpu",
     "stress-cloud-1-cpu",
 ];
 
@@ -96,6 +97,7 @@ pub fn run(
     let logs = guest_folder("logs")?;
     let cases = cases(full).into_iter().chain(policies::cases()).chain(refusals::cases());
     let cases = cases.chain(ending::cases()).chain(iso::cases()).chain(heki::cases(full));
+    let cases = cases.chain(ret2dir::cases());
     let cases = cases.chain(inside::cases());
     let cases = cases.chain(trace::cases()).chain(audit::cases(full));
     let cases: Vec<Case> = cases.chain(userland::cases(full, install, &matrix)).collect();

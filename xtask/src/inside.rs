@@ -173,6 +173,8 @@ fn status(report: &Report, policy: &Policy, mode: &str) -> anyhow::Result<()> {
     ] {
         ensure!(status[key] == expected, "status: {key} is {}, not {expected}", status[key]);
     }
+    let audited = status["audit"].as_str().is_some_and(|audit| audit.starts_with("passed"));
+    ensure!(audited, "status: the audit is {}", status["audit"]);
     let kinds = &status["violations_by_kind"];
     let counted = kinds["own-memory"] == 2 && kinds["write-text"] == 2 && kinds["msr"] == 0;
     ensure!(counted, "status: violations by kind are {kinds}");

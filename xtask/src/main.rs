@@ -20,6 +20,7 @@ mod policies;
 mod probes;
 mod progress;
 mod refusals;
+mod ret2dir;
 mod shell;
 mod test;
 mod trace;

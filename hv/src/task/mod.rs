@@ -30,8 +30,8 @@ use paging::{PageTable, X86_64};
 use secret::Mapped;
 use spin::mutex::{SpinMutex, SpinMutexGuard};
 
-/// Most tasks.
-pub const MOST_TASKS: usize = 3;
+/// Most tasks: the warden, and others.
+pub const MOST_TASKS: usize = 1 + boot_info::MOST_TASKS;
 /// The task that is told what happens, and asked.
 pub const WARDEN: usize = 0;
 

@@ -13,6 +13,7 @@
 //! | `bench`, `bench:quick` | runs the measured loops; `quick` a tenth of the rounds |
 //! | `heki` | makes Heki's hypercalls, right ones and wrong ones |
 //! | `inside` | runs the `ravelin` command |
+//! | `ret2dir` | has a planted bug of the hypervisor read, write and jump |
 //! | `idle` | never ends |
 //! | `reboot`, `poweroff` | does so at once |
 //!
@@ -29,6 +30,7 @@ mod heki;
 mod inside;
 mod keeper;
 mod probe;
+mod ret2dir;
 mod stress;
 mod sys;
 mod trace;
@@ -81,7 +83,12 @@ fn main() -> Result<()> {
         let runs = if let Audit::Passed { runs } = audit { runs } else { 0 };
         console.report(
             "audit",
-            &json!({"ok": runs > 0, "runs": runs, "said": format!("{audit:?}")}),
+            &json!({
+                "ok": runs > 0,
+                "runs": runs,
+                "said": format!("{audit:?}"),
+                "planted": counters.planted().is_some(),
+            }),
         )?;
     }
     match end {
@@ -151,6 +158,7 @@ fn run_jobs(console: &Console, counters: &Counters, cpus: usize) -> Result<End> 
             }
             "inside" => inside::run(console, counters)?,
             "bench" => bench::run(console, counters, argument == "quick")?,
+            "ret2dir" => ret2dir::run(console, counters, cpus)?,
             "idle" => {
                 console.report("idle", &json!({}))?;
                 loop {
