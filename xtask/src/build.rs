@@ -164,8 +164,8 @@ const UNOWNED: &str = "unowned";
 
 /// Builds the hypervisor with its tasks, and the command.
 ///
-/// The command is linked statically, so that it runs in test guests too. Each in a build of its own: cargo gives the crates that both use the features that either
-/// wants, and the hypervisor must have none that need an operating system.
+/// The command is linked statically, so that it runs in test guests too. Each in a build of its
+/// own: cargo gives the crates that both use the features that either wants, and the hypervisor must have none that need an operating system.
 ///
 /// The test build of the hypervisor comes first, and is moved out of the way of the normal one.
 ///
