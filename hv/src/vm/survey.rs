@@ -50,7 +50,7 @@ pub fn rights_of(rights: GuestRights) -> Rights {
     all
 }
 
-/// Shows every leaf of the kernel half of the current tables.
+/// Shows every leaf of the kernel half of the current tables; gives their number.
 ///
 /// # Errors
 /// The tables are damaged or too many.
@@ -69,16 +69,12 @@ fn visit<V: Vendor>(
         buffers,
         |table, entries| guest::read_table(vcpu.vm, &vcpu.windows, table, entries),
         |found| {
-            leaves += 1;
+            leaves += found.count;
             leaf(found);
         },
     )
     .map_err(|_| "the guest's page tables are too many or linked in circles")?;
     Ok(leaves)
-}
-
-fn frames_of(leaf: &GuestLeaf) -> FrameRange<GuestPhysical> {
-    FrameRange::with_count(leaf.gpa.frame(), leaf.level.frames())
 }
 
 /// Counts the rights of every frame over all aliases in the kernel half of the current tables.
@@ -91,7 +87,7 @@ fn survey<'m, V: Vendor>(
 ) -> Result<Survey<'m>, &'static str> {
     let (buffers, mut counters) = memory.survey();
     let mut batch = counters.batch();
-    let leaves = visit(vcpu, buffers, |leaf| batch.map(frames_of(&leaf), rights_of(leaf.rights)))?;
+    let leaves = visit(vcpu, buffers, |leaf| batch.map(leaf.frames(), rights_of(leaf.rights)))?;
     drop(batch);
     Ok(Survey { counters, leaves })
 }
@@ -107,7 +103,7 @@ pub fn rights_over<V: Vendor>(
 ) -> Result<Rights, &'static str> {
     let mut rights = Rights::empty();
     visit(vcpu, memory.buffers, |leaf| {
-        let frames = frames_of(&leaf);
+        let frames = leaf.frames();
         if frames.start < range.end && range.start < frames.end {
             rights |= rights_of(leaf.rights);
         }
