@@ -2,8 +2,8 @@
 //!
 //! Every key may be left out; an unknown key or value is an error that names its line.
 
-use abi::event::{Verdict, ViolationKind};
-use abi::policy::{HekiExec, Modules, Patching, Policy, SupervisorExec};
+use abi::event::ViolationKind;
+use abi::policy::{HekiExec, Modules, Patching, Policy, Reaction, SupervisorExec, Warden};
 use anyhow::Context;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -43,7 +43,7 @@ impl Preset {
         let standard = Policy::default();
         match self {
             Self::Standard => standard,
-            Self::Audit => Policy { reactions: [Verdict::Log; ViolationKind::COUNT], ..standard },
+            Self::Audit => Policy { reactions: [Reaction::Log; ViolationKind::COUNT], ..standard },
             Self::Strict => Policy {
                 modules: Modules::Deny,
                 patching: Patching { ftrace: false, ..standard.patching },
@@ -78,10 +78,19 @@ enum Request {
 
 #[derive(Clone, Copy, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-enum Reaction {
+enum Answer {
     Log,
     Deny,
     Stop,
+    Ask,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WardenTable {
+    stop_after: Option<Spanned<u32>>,
+    within_seconds: Option<u32>,
+    heki_configure: Option<Choice>,
 }
 
 #[derive(Deserialize)]
@@ -95,7 +104,9 @@ struct File {
     #[serde(default)]
     patching: PatchingTable,
     #[serde(default)]
-    reactions: BTreeMap<Spanned<String>, Reaction>,
+    reactions: BTreeMap<Spanned<String>, Answer>,
+    #[serde(default)]
+    warden: WardenTable,
 }
 
 /// Reads the policy file at `path`.
@@ -149,14 +160,15 @@ pub fn parse(text: &str) -> anyhow::Result<Policy> {
         Some(Request::Deny) => policy.heki_exec = HekiExec::Deny,
         None => {}
     }
+    policy.warden = warden(text, &file.warden)?;
     let default = file.reactions.iter().find(|(name, _)| name.get_ref() == "default");
     if let Some((_, reaction)) = default {
-        policy.reactions = [verdict(*reaction); ViolationKind::COUNT];
+        policy.reactions = [reaction_of(*reaction); ViolationKind::COUNT];
     }
     for (name, reaction) in &file.reactions {
         let kind = ViolationKind::ALL.into_iter().find(|kind| kind.name() == name.get_ref());
         match kind.and_then(|kind| policy.reactions.get_mut(kind as usize)) {
-            Some(slot) => *slot = verdict(*reaction),
+            Some(slot) => *slot = reaction_of(*reaction),
             None if name.get_ref() == "default" => {}
             None => {
                 let (line, column) = position(text, name.span().start);
@@ -208,15 +220,42 @@ pub fn to_toml(policy: &Policy) -> String {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "{} = \"{}\"", kind.name(), reaction.name());
     }
+    let Warden { stop_after, within_seconds, heki_configure } = policy.warden;
+    let heki_configure = choice(heki_configure);
+    let _ = write!(
+        text,
+        "\n[warden]\nstop_after = {stop_after}\nwithin_seconds = {within_seconds}\n\
+         heki_configure = {heki_configure}\n"
+    );
     text
 }
 
-fn verdict(reaction: Reaction) -> Verdict {
-    match reaction {
-        Reaction::Log => Verdict::Log,
-        Reaction::Deny => Verdict::Deny,
-        Reaction::Stop => Verdict::Stop,
+fn reaction_of(answer: Answer) -> Reaction {
+    match answer {
+        Answer::Log => Reaction::Log,
+        Answer::Deny => Reaction::Deny,
+        Answer::Stop => Reaction::Stop,
+        Answer::Ask => Reaction::Ask,
     }
+}
+
+/// What the section says, over what is in force without it.
+fn warden(text: &str, table: &WardenTable) -> anyhow::Result<Warden> {
+    let mut warden = Warden::DEFAULT;
+    if let Some(stop_after) = &table.stop_after {
+        let (line, _) = position(text, stop_after.span().start);
+        let (number, most) = (*stop_after.get_ref(), Warden::MOST);
+        anyhow::ensure!(
+            number <= most,
+            "line {line}: stop_after is {number}; it can be 1 to {most}, or 0 for never"
+        );
+        warden.stop_after = number;
+    }
+    warden.within_seconds = table.within_seconds.unwrap_or(warden.within_seconds);
+    if let Some(choice) = table.heki_configure {
+        warden.heki_configure = choice == Choice::Allow;
+    }
+    Ok(warden)
 }
 
 /// Line and column, from 1, of a byte of `text`.
@@ -243,7 +282,7 @@ mod tests {
         let audit = parse("preset = 'audit'\n[reactions]\nmsr = 'stop'").unwrap();
         for kind in ViolationKind::ALL {
             let stops = kind == ViolationKind::Msr;
-            assert_eq!(audit.reaction(kind), if stops { Verdict::Stop } else { Verdict::Log });
+            assert_eq!(audit.reaction(kind), if stops { Reaction::Stop } else { Reaction::Log });
         }
         assert_eq!((audit.modules, audit.patching), (Modules::Unauthenticated, Patching::ALL));
         let strict = parse("preset = 'strict'").unwrap();
@@ -267,8 +306,8 @@ mod tests {
     #[test]
     fn a_default_reaction_is_overridden_by_name() {
         let policy = parse("[reactions]\nmsr = 'log'\ndefault = 'stop'\n").unwrap();
-        assert_eq!(policy.reactions[ViolationKind::Msr as usize], Verdict::Log);
-        assert_eq!(policy.reactions[ViolationKind::Patch as usize], Verdict::Stop);
+        assert_eq!(policy.reactions[ViolationKind::Msr as usize], Reaction::Log);
+        assert_eq!(policy.reactions[ViolationKind::Patch as usize], Reaction::Stop);
     }
 
     #[test]
@@ -282,6 +321,10 @@ mod tests {
             ("[patching]\nkprobes = 'allow'", "line 2", "kprobes"),
             ("[reactions]\n\nwrite-txt = 'log'", "line 3, column 1", "write-txt"),
             ("[reactions]\nmsr = 'panic'", "line 2", "panic"),
+            ("[warden]\n\nstop_after = 33", "line 3", "1 to 32"),
+            ("[warden]\nwithin_seconds = -1", "line 2", "within_seconds"),
+            ("[warden]\nheki_configure = true", "line 2", "heki_configure"),
+            ("[warden]\nforgive = 1", "line 2", "forgive"),
         ] {
             let message = format!("{:#}", parse(text).unwrap_err());
             assert!(message.contains(line) && message.contains(word), "{message}");
@@ -293,7 +336,8 @@ mod tests {
         fn what_is_written_is_read_back(
             views: bool, modules: bool, announce: bool, patching: [bool; 3],
             heki_exec in 0_usize..3,
-            reactions: [u8; ViolationKind::COUNT],
+            reactions in prop::array::uniform(0..Reaction::ALL.len()),
+            stop_after in 0..=Warden::MOST, within_seconds in 0..=u32::MAX, heki_configure: bool,
         ) {
             let policy = Policy {
                 supervisor_exec: if views { SupervisorExec::Views } else { SupervisorExec::Off },
@@ -305,7 +349,8 @@ mod tests {
                     ftrace: patching[2],
                 },
                 heki_exec: HekiExec::ALL[heki_exec],
-                reactions: reactions.map(|n| Verdict::from_number(n % 3).unwrap()),
+                reactions: reactions.map(|number| Reaction::ALL[number]),
+                warden: Warden { stop_after, within_seconds, heki_configure },
             };
             prop_assert_eq!(parse(&to_toml(&policy)).unwrap(), policy);
         }

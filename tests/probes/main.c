@@ -8,6 +8,7 @@
  * /proc/ravelin_probes/state  read "state, tab, kept or lost, tab, detail": no attack, a check
  *                             that the registers of this CPU survive what a hypervisor does
  * /proc/ravelin_probes/heki   read: Heki's hypercalls, one line per case; see heki.c
+ *                             write before: how many random requests each CPU makes
  * /proc/ravelin_probes/off    any write powers off at once, even if other CPUs are dead
  */
 #include <linux/cpumask.h>
@@ -130,6 +131,13 @@ static ssize_t read_run(struct file *file, char __user *to, size_t length, loff_
 	return simple_read_from_buffer(to, length, at, answer, strlen(answer));
 }
 
+static ssize_t write_heki(struct file *file, const char __user *text, size_t length, loff_t *at)
+{
+	int error = kstrtouint_from_user(text, length, 10, &heki_calls);
+
+	return error ?: length;
+}
+
 static ssize_t write_off(struct file *file, const char __user *text, size_t length, loff_t *at)
 {
 	power_off();
@@ -153,6 +161,7 @@ static const struct proc_ops state_ops = {
 static const struct proc_ops heki_ops = {
 	.proc_open = open_heki,
 	.proc_read = seq_read,
+	.proc_write = write_heki,
 	.proc_lseek = seq_lseek,
 	.proc_release = single_release,
 };
@@ -183,7 +192,7 @@ static int __init probes_init(void)
 	directory = proc_mkdir("ravelin_probes", NULL);
 	if (!directory || !proc_create("list", 0400, directory, &list_ops) ||
 	    !proc_create("state", 0400, directory, &state_ops) ||
-	    !proc_create("heki", 0400, directory, &heki_ops) ||
+	    !proc_create("heki", 0600, directory, &heki_ops) ||
 	    !proc_create("run", 0600, directory, &run_ops) ||
 	    !proc_create("off", 0200, directory, &off_ops)) {
 		proc_remove(directory);

@@ -67,6 +67,10 @@ struct call call_function(void *target);
 int execute_init(void);
 void execute_exit(void);
 
+/* descriptors.c: LDTR and TR, loaded with forged descriptors. */
+enum result ldt_load(struct run *run);
+enum result tr_load(struct run *run);
+
 /* machine.c: powers off by ACPI alone, while other CPUs may be dead. */
 void power_off(void);
 
@@ -76,5 +80,7 @@ enum result check_state(struct run *run);
 /* heki.c: runs every case; "name, tab, protected or open or error, tab, detail" for each. */
 struct seq_file;
 int heki_show(struct seq_file *file, void *unused);
+/* Random requests that each CPU makes. */
+extern unsigned int heki_calls;
 
 #endif

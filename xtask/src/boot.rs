@@ -6,9 +6,11 @@
 use crate::shell::guest_folder;
 use abi::event::{LockReport, Violation};
 use anyhow::Context;
+use jiff::Timestamp;
 use ravelin::events::{Body, Record};
 use ravelin::machine::{Accel, Boot, Console, Emulator, Ended, Machine, Outcome, Protection};
 use ravelin::report::{self, Symbols};
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::fs::File;
@@ -53,6 +55,15 @@ pub struct Report {
     pub records: Vec<Record>,
     /// Everything that was printed.
     pub log: PathBuf,
+    /// It ran under Ravelin.
+    protected: bool,
+}
+
+/// What the guest says of an audit of all page tables.
+#[derive(Deserialize)]
+struct Audit {
+    ok: bool,
+    said: String,
 }
 
 /// One report of the guest.
@@ -93,11 +104,12 @@ pub fn boot(
     let mut on_event = |record: &Record| records.push(record.clone());
     let outcome = machine.run(&manifest, Console::Capture(&mut on_line), &mut on_event)?;
     for record in &records {
-        writeln!(file, "{}", report::json(record, &symbols))?;
+        writeln!(file, "{}", report::json(record, &symbols, Timestamp::now()))?;
     }
     writeln!(file, "{:?} after {:.1} s", outcome.ended, outcome.wall.as_secs_f32())?;
     file.flush()?;
-    Ok(Report { outcome, words, records, log })
+    let protected = !matches!(machine.protection, Protection::Bare);
+    Ok(Report { outcome, words, records, log, protected })
 }
 
 impl Report {
@@ -137,7 +149,8 @@ impl Report {
         self.records.iter().filter_map(lock).collect()
     }
 
-    /// Whether the guest did its job to the end and switched itself off.
+    /// Whether the guest did its job to the end and switched itself off, and the page tables were as
+    /// they must be.
     ///
     /// # Errors
     /// It did not; the message says how it ended instead.
@@ -150,7 +163,20 @@ impl Report {
             self.outcome.ended,
             self.log.display()
         );
-        Ok(())
+        self.audited()
+    }
+
+    /// Whether every audit that the test program asked for found nothing, and there was one.
+    fn audited(&self) -> anyhow::Result<()> {
+        if !self.protected || self.count("boot") == 0 {
+            return Ok(());
+        }
+        let audits: Vec<Audit> = self.all("audit")?;
+        anyhow::ensure!(!audits.is_empty(), "no audit was made; see {}", self.log.display());
+        match audits.iter().find(|audit| !audit.ok) {
+            Some(audit) => anyhow::bail!("the audit: {}; see {}", audit.said, self.log.display()),
+            None => Ok(()),
+        }
     }
 }
 

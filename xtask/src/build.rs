@@ -8,7 +8,7 @@ use crate::{bochs, boot, guest_image};
 use abi::policy::Policy;
 use anyhow::Context;
 use clap::ValueEnum;
-use ravelin::machine::{Emulator, Machine, Protection};
+use ravelin::machine::{Emulator, Machine, Protection, Tasks};
 use std::fmt;
 use std::path::PathBuf;
 
@@ -42,6 +42,7 @@ pub struct Guest {
 /// Everything that was built.
 pub struct Built {
     hypervisor: PathBuf,
+    warden: PathBuf,
     /// The `ravelin` command.
     pub ravelin: PathBuf,
     /// The test program.
@@ -93,7 +94,8 @@ impl Built {
 
     /// Protection by the hypervisor under `policy`.
     pub fn ravelin(&self, policy: Policy) -> Protection {
-        Protection::Ravelin { hypervisor: self.hypervisor.clone(), policy, manifest: None }
+        let tasks = Tasks { warden: Some(self.warden.clone()), others: Vec::new() };
+        Protection::Ravelin { hypervisor: self.hypervisor.clone(), policy, manifest: None, tasks }
     }
 }
 
@@ -124,6 +126,7 @@ pub fn build(flavours: &[Flavour], emulators: &[On], install: bool) -> anyhow::R
     let release = target().join("release");
     Ok(Built {
         hypervisor: release.join("ravelin-hv"),
+        warden: release.join("ravelin-warden"),
         ravelin: release.join("ravelin"),
         init,
         guests,
@@ -131,16 +134,19 @@ pub fn build(flavours: &[Flavour], emulators: &[On], install: bool) -> anyhow::R
     })
 }
 
-/// Builds the hypervisor and the command.
+/// What runs without an operating system.
+pub const FREESTANDING: [&str; 5] = ["freestanding", "hv", "task-rt", "warden", "unruly"];
+
+/// Builds the hypervisor with its tasks, and the command.
 ///
-/// Each in a build of its own: cargo gives the crates that both use the features that either
+/// The command is linked statically, so that it runs in test guests too. Each in a build of its own: cargo gives the crates that both use the features that either
 /// wants, and the hypervisor must have none that need an operating system.
 ///
 /// # Errors
 /// They do not build.
 pub fn build_hypervisor() -> anyhow::Result<()> {
-    for package in ["hv", "ravelin"] {
-        run(&mut command("cargo", &["build", "--quiet", "--release", "--package", package]))?;
-    }
-    Ok(())
+    let mut cargo = command("cargo", &["build", "--quiet", "--release"]);
+    run(cargo.args(FREESTANDING.iter().flat_map(|name| ["--package", name])))?;
+    let build = ["rustc", "--quiet", "--release", "--package", "ravelin", "--bin", "ravelin", "--"];
+    run(command("cargo", &build).args(["-C", "target-feature=+crt-static"])).map(drop)
 }

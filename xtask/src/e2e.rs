@@ -8,7 +8,7 @@ use crate::packages::Flavour::{self, Cloud, Generic};
 use crate::progress::Step;
 use crate::shell::guest_folder;
 use crate::test::Tally;
-use crate::{audit, ending, heki, iso, policies, refusals, trace, userland};
+use crate::{audit, ending, heki, inside, iso, policies, refusals, trace, userland};
 use abi::event::LockReport;
 use abi::policy::{Policy, SupervisorExec};
 use anyhow::{bail, ensure};
@@ -54,7 +54,9 @@ const ALWAYS_IN_BOCHS: &[&str] = &[
     "boot-cloud-2-cpu-2048-mib",
     "boot-generic-1-cpu-512-mib",
     "early-helper",
+    "heki-bare",
     "heki-verify",
+    "inside-cloud",
     "no-reboot",
     "policy-log",
     "reboot",
@@ -93,7 +95,8 @@ pub fn run(
     let matrix = Rc::default();
     let logs = guest_folder("logs")?;
     let cases = cases(full).into_iter().chain(policies::cases()).chain(refusals::cases());
-    let cases = cases.chain(ending::cases()).chain(iso::cases()).chain(heki::cases());
+    let cases = cases.chain(ending::cases()).chain(iso::cases()).chain(heki::cases(full));
+    let cases = cases.chain(inside::cases());
     let cases = cases.chain(trace::cases()).chain(audit::cases(full));
     let cases: Vec<Case> = cases.chain(userland::cases(full, install, &matrix)).collect();
     let runs = cases.iter().flat_map(|case| case.on.iter().map(move |on| (case, *on)));

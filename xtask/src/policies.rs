@@ -4,7 +4,7 @@ use crate::build::On;
 use crate::e2e::{Case, Place, case, check_stress, protected, quietly};
 use crate::packages::Flavour::Cloud;
 use abi::event::{Verdict, ViolationKind};
-use abi::policy::{Modules, Policy, SupervisorExec};
+use abi::policy::{Modules, Policy, Reaction, SupervisorExec};
 use anyhow::{bail, ensure};
 use ravelin::machine::Ended;
 
@@ -30,15 +30,15 @@ fn stress_under(name: &str, place: &Place<'_>, policy: Policy) -> anyhow::Result
 }
 
 /// A policy with this reaction to everything.
-fn always(verdict: Verdict) -> Policy {
-    Policy { reactions: [verdict; ViolationKind::COUNT], ..Policy::default() }
+fn always(reaction: Reaction) -> Policy {
+    Policy { reactions: [reaction; ViolationKind::COUNT], ..Policy::default() }
 }
 
 fn policy_log(name: &str, place: &Place<'_>) -> anyhow::Result<()> {
     let mut policy = Policy::default();
     for kind in [ViolationKind::WriteText, ViolationKind::ControlRegister, ViolationKind::Msr] {
         if let Some(reaction) = policy.reactions.get_mut(kind as usize) {
-            *reaction = Verdict::Log;
+            *reaction = Reaction::Log;
         }
     }
     let report = quietly(name, &protected(place, Cloud, "probe", policy)?)?;
@@ -55,14 +55,17 @@ fn policy_log(name: &str, place: &Place<'_>) -> anyhow::Result<()> {
         }
     }
     for (sequence, violation) in report.violations() {
-        let expected = policy.reactions.get(usize::from(violation.kind)).map(|v| *v as u8);
+        let expected = policy
+            .reactions
+            .get(usize::from(violation.kind))
+            .map(|reaction| reaction.alone() as u8);
         ensure!(Some(violation.verdict) == expected, "event {sequence} has another verdict");
     }
     Ok(())
 }
 
 fn policy_stop(name: &str, place: &Place<'_>) -> anyhow::Result<()> {
-    let report = quietly(name, &protected(place, Cloud, "probe", always(Verdict::Stop))?)?;
+    let report = quietly(name, &protected(place, Cloud, "probe", always(Reaction::Stop))?)?;
     ensure!(report.outcome.ended == Ended::Stopped, "it ended with {:?}", report.outcome.ended);
     let violations = report.violations();
     let [(_, violation)] = violations.as_slice() else {

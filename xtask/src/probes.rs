@@ -53,6 +53,7 @@ pub const ATTACKS: &[Attack] = &[
     attack("tr-load", &[DescriptorTable]),
     attack("own-memory-read", &[OwnMemory]),
     attack("own-memory-write", &[OwnMemory]),
+    attack("published-write", &[OwnMemory]),
     Attack { cpus: 2, ..attack("stale-tlb", &[WriteText, Execute]) },
     Attack { cpus: 2, ..attack("cpu-init-ipi", &[CpuEscape]) },
 ];

@@ -14,6 +14,7 @@ pub mod event;
 pub mod hypercall;
 pub mod manifest;
 pub mod policy;
+pub mod task;
 
 use rapidhash::v3::{RapidSecrets, RapidStreamHasherV3, rapidhash_v3_seeded};
 

@@ -7,7 +7,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// First eight bytes of the record.
 pub const MAGIC: [u8; 8] = *b"RVPOLICY";
 /// Version of this layout.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// How user execution and supervisor execution are told apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +64,104 @@ impl HekiExec {
     pub const ALL: [Self; 3] = [Self::Verify, Self::Trust, Self::Deny];
 }
 
+/// What happens when something is attempted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Reaction {
+    /// As [`Verdict::Log`].
+    Log = 0,
+    /// As [`Verdict::Deny`].
+    Deny = 1,
+    /// As [`Verdict::Stop`].
+    Stop = 2,
+    /// The warden is asked, and denies or stops as [`Warden`] says. Where there is none, or none
+    /// that answers in time: [`Verdict::Deny`].
+    Ask = 3,
+}
+
+impl Reaction {
+    /// Every reaction, by number.
+    pub const ALL: [Self; 4] = [Self::Log, Self::Deny, Self::Stop, Self::Ask];
+
+    /// The reaction with this number.
+    pub fn from_number(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|reaction| *reaction as u8 == number)
+    }
+
+    /// What it comes to without a warden.
+    pub const fn alone(self) -> Verdict {
+        match self {
+            Self::Log => Verdict::Log,
+            Self::Deny | Self::Ask => Verdict::Deny,
+            Self::Stop => Verdict::Stop,
+        }
+    }
+
+    /// Name in the policy file.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Log => "log",
+            Self::Deny => "deny",
+            Self::Stop => "stop",
+            Self::Ask => "ask",
+        }
+    }
+}
+
+/// What the warden decides by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Warden {
+    /// The machine is stopped when the warden has been asked about more violations than this that
+    /// are of one kind or come from one instruction, within [`Warden::within_seconds`]. 0: never.
+    /// At most [`Warden::MOST`].
+    pub stop_after: u32,
+    /// How long a violation counts.
+    pub within_seconds: u32,
+    /// Whether a guest may pin bits of its control registers (Heki's hypercall 13).
+    pub heki_configure: bool,
+}
+
+impl Warden {
+    /// The highest `stop_after`.
+    pub const MOST: u32 = 32;
+    /// What is in force unless the policy says otherwise.
+    pub const DEFAULT: Self = Self { stop_after: 10, within_seconds: 60, heki_configure: true };
+
+    fn read(record: &WardenRecord) -> Result<Self, PolicyError> {
+        if record.stop_after > Self::MOST || record.reserved != [0; 7] {
+            return Err(PolicyError::Value);
+        }
+        Ok(Self {
+            stop_after: record.stop_after,
+            within_seconds: record.within_seconds,
+            heki_configure: flag(record.heki_configure)?,
+        })
+    }
+
+    fn to_record(self) -> WardenRecord {
+        WardenRecord {
+            stop_after: self.stop_after,
+            within_seconds: self.within_seconds,
+            heki_configure: u8::from(self.heki_configure),
+            reserved: [0; 7],
+        }
+    }
+}
+
+/// [`Warden`] as a part of the policy record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct WardenRecord {
+    /// Violations.
+    pub stop_after: u32,
+    /// Seconds.
+    pub within_seconds: u32,
+    /// 1: allowed.
+    pub heki_configure: u8,
+    /// Always 0.
+    pub reserved: [u8; 7],
+}
+
 /// The policy record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
@@ -89,8 +187,10 @@ pub struct Record {
     pub heki_exec: u8,
     /// Always 0.
     pub reserved: [u8; 5],
-    /// A [`Verdict`] per [`ViolationKind`].
+    /// A [`Reaction`] per [`ViolationKind`].
     pub reactions: [u8; 16],
+    /// For the warden.
+    pub warden: WardenRecord,
     /// [`crate::digest`] of everything before this field.
     pub digest: u64,
 }
@@ -109,7 +209,9 @@ pub struct Policy {
     /// See [`HekiExec`].
     pub heki_exec: HekiExec,
     /// The reaction to each kind of violation, by its number.
-    pub reactions: [Verdict; ViolationKind::COUNT],
+    pub reactions: [Reaction; ViolationKind::COUNT],
+    /// What the warden decides by.
+    pub warden: Warden,
 }
 
 impl Default for Policy {
@@ -120,7 +222,8 @@ impl Default for Policy {
             announce: false,
             patching: Patching::ALL,
             heki_exec: HekiExec::Verify,
-            reactions: [Verdict::Deny; ViolationKind::COUNT],
+            reactions: [Reaction::Deny; ViolationKind::COUNT],
+            warden: Warden::DEFAULT,
         }
     }
 }
@@ -140,8 +243,8 @@ pub enum PolicyError {
 
 impl Policy {
     /// The reaction to `kind`.
-    pub fn reaction(&self, kind: ViolationKind) -> Verdict {
-        self.reactions.get(kind as usize).copied().unwrap_or(Verdict::Deny)
+    pub fn reaction(&self, kind: ViolationKind) -> Reaction {
+        self.reactions.get(kind as usize).copied().unwrap_or(Reaction::Deny)
     }
 
     /// What the kernel may really patch. Its function tracer calls from its sites a copy of its
@@ -188,10 +291,11 @@ impl Policy {
                 .into_iter()
                 .find(|exec| *exec as u8 == record.heki_exec)
                 .ok_or(PolicyError::Value)?,
-            reactions: [Verdict::Deny; ViolationKind::COUNT],
+            reactions: [Reaction::Deny; ViolationKind::COUNT],
+            warden: Warden::read(&record.warden)?,
         };
         for (reaction, number) in policy.reactions.iter_mut().zip(record.reactions) {
-            *reaction = Verdict::from_number(number).ok_or(PolicyError::Value)?;
+            *reaction = Reaction::from_number(number).ok_or(PolicyError::Value)?;
         }
         Ok(policy)
     }
@@ -210,6 +314,7 @@ impl Policy {
             heki_exec: self.heki_exec as u8,
             reserved: [0; 5],
             reactions: [0; 16],
+            warden: self.warden.to_record(),
             digest: 0,
         };
         for (number, reaction) in record.reactions.iter_mut().zip(self.reactions) {
@@ -242,9 +347,13 @@ mod tests {
     #[test]
     fn a_policy_survives_the_trip() {
         let mut policy = Policy { announce: true, heki_exec: HekiExec::Deny, ..Policy::default() };
-        policy.reactions[3] = Verdict::Stop;
+        policy.reactions[3] = Reaction::Stop;
+        policy.reactions[4] = Reaction::Ask;
+        policy.warden = Warden { stop_after: 32, within_seconds: 1, heki_configure: false };
         policy.patching.static_call = false;
         assert_eq!(Policy::parse(policy.to_record().as_bytes()), Ok(policy));
+        policy.warden.stop_after = Warden::MOST + 1;
+        assert_eq!(Policy::parse(policy.to_record().as_bytes()), Err(PolicyError::Value));
     }
 
     #[test]

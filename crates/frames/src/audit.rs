@@ -1,50 +1,93 @@
-//! The audit: judges every leaf of every page table in the machine by rules 2 and 5 of the memory
-//! design. The hypervisor maps its own frames only, no page of its own is writable and executable,
-//! and no guest's second stage reaches a frame of the hypervisor's.
+//! The audit: judges every leaf of every page table in the machine by the five rules of memory.
+//!
+//! 1. A frame has one owner: no table reaches a frame of another, nor one that has no owner.
+//! 2. The hypervisor's tables map its own frames only. A frame of a VM or a task is reached through
+//!    a window, which executes nothing.
+//! 3. Leaves are counted by size, so that it shows whether the large ones come back.
+//! 4. A secret is in the table of its task and nowhere else, and is no code.
+//! 5. No page of the hypervisor's tables, or of a task's, is writable and executable.
+//!
+//! Whoever has the tables hands in their leaves. What the frames are, [`Uses`] knows from elsewhere:
+//! from the owners' records and not from the tables.
+
+mod finding;
+#[cfg(test)]
+mod tests;
+mod uses;
 
 use addr::{FrameRange, HostPhysical};
+
+pub use finding::{Broken, Finding};
+pub use uses::{Machine, Region, Use, Uses};
+
+/// Whose table a leaf is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Space {
+    /// The hypervisor's, windows left out.
+    Hv,
+    /// The windows of a CPU, by number.
+    Window(u32),
+    /// A task's, by number. Its leaves that are for the supervisor only are judged as the
+    /// hypervisor's.
+    Task(u32),
+    /// Any of the second-stage tables of a VM, by number.
+    SecondStage(u32),
+}
+
+impl Space {
+    /// Kinds of tables.
+    const KINDS: usize = 4;
+
+    const fn kind(self) -> usize {
+        match self {
+            Self::Hv => 0,
+            Self::Window(_) => 1,
+            Self::Task(_) => 2,
+            Self::SecondStage(_) => 3,
+        }
+    }
+}
 
 /// A leaf, or a run of leaves alike, of whatever format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AuditedLeaf {
+    /// The first page, virtual or guest-physical, by its number.
+    pub page: u64,
     /// The frames that it maps.
     pub frames: FrameRange<HostPhysical>,
+    /// Frames in each leaf of the run: 1, 512 or 512².
+    pub size: u64,
     /// They can be written.
     pub write: bool,
     /// They can be executed.
     pub execute: bool,
+    /// They can be reached at CPL 3. Says nothing in a second stage.
+    pub user: bool,
 }
 
-/// What is wrong with a leaf.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Finding {
-    /// A page of the hypervisor's is writable and executable.
-    #[error("a page of the hypervisor's is writable and executable")]
-    WritableCode,
-    /// The hypervisor maps a frame that is not its own.
-    #[error("the hypervisor maps a frame that is not its own")]
-    ForeignFrame,
-    /// A guest reaches a frame of the hypervisor's.
-    #[error("a guest reaches the hypervisor's memory")]
-    GuestReachesOwn,
-}
-
-/// Judges leaves, and counts them.
-#[derive(Clone, Debug)]
-pub struct Audit<'a> {
-    own: &'a [FrameRange<HostPhysical>],
-    devices: &'a [FrameRange<HostPhysical>],
+/// Judges leaves, counts them, and keeps the first that breaks a rule.
+#[derive(Debug)]
+pub struct Audit<'a, U: ?Sized> {
+    uses: &'a U,
+    leaves: [[u64; 3]; Space::KINDS],
     runs: u64,
+    first: Option<Finding>,
 }
 
-impl<'a> Audit<'a> {
-    /// `own`: the hypervisor's memory; `devices`: registers that it maps too. Neither has
-    /// overlapping ranges.
-    pub const fn new(
-        own: &'a [FrameRange<HostPhysical>],
-        devices: &'a [FrameRange<HostPhysical>],
-    ) -> Self {
-        Self { own, devices, runs: 0 }
+impl<'a, U: Uses + ?Sized> Audit<'a, U> {
+    /// An audit of tables that map frames of these uses.
+    pub const fn new(uses: &'a U) -> Self {
+        Self { uses, leaves: [[0; 3]; Space::KINDS], runs: 0, first: None }
+    }
+
+    /// Judges a leaf, or a run of them.
+    pub fn leaf(&mut self, space: Space, leaf: AuditedLeaf) {
+        self.runs += 1;
+        let size = usize::from(leaf.size > 1) + usize::from(leaf.size > addr::FRAMES_PER_2M);
+        self.leaves[space.kind()][size] += leaf.frames.count().div_ceil(leaf.size.max(1));
+        if self.first.is_none() {
+            self.first = self.judge(space, leaf).err();
+        }
     }
 
     /// Runs of leaves judged so far.
@@ -52,75 +95,82 @@ impl<'a> Audit<'a> {
         self.runs
     }
 
-    /// Judges a leaf of the hypervisor's own table.
+    /// Leaves of 4 KiB, 2 MiB and 1 GiB in all tables of the kind of `space`, its number apart.
+    pub const fn leaves(&self, space: Space) -> [u64; 3] {
+        self.leaves[space.kind()]
+    }
+
+    /// What came out.
     ///
     /// # Errors
-    /// `WritableCode`, `ForeignFrame`.
-    pub fn own_leaf(&mut self, leaf: AuditedLeaf) -> Result<(), Finding> {
-        self.runs += 1;
-        let allowed = self.own.iter().chain(self.devices);
-        let covered: u64 = allowed.map(|range| common(*range, leaf.frames)).sum();
-        if covered != leaf.frames.count() {
-            Err(Finding::ForeignFrame)
-        } else if leaf.write && leaf.execute {
-            Err(Finding::WritableCode)
-        } else {
-            Ok(())
+    /// The first finding.
+    pub fn outcome(&self) -> Result<(), Finding> {
+        self.first.map_or(Ok(()), Err)
+    }
+
+    fn judge(&self, space: Space, leaf: AuditedLeaf) -> Result<(), Finding> {
+        let mut start = leaf.frames.start;
+        while start < leaf.frames.end {
+            let rest = FrameRange::new(start, leaf.frames.end);
+            let (used, count) = self.uses.run(rest);
+            if let Some(broken) = self.broken(space, leaf, used) {
+                let page = leaf.page.wrapping_add(start.raw() - leaf.frames.start.raw());
+                return Err(Finding { space, page, frame: start, broken });
+            }
+            start = start.plus(count.clamp(1, rest.count()));
+        }
+        Ok(())
+    }
+
+    /// The rule that a leaf on a frame of this use breaks.
+    fn broken(&self, space: Space, leaf: AuditedLeaf, used: Use) -> Option<Broken> {
+        let AuditedLeaf { write, execute, user, .. } = leaf;
+        let is_own = !matches!(space, Space::SecondStage(_));
+        let is_supervisors = matches!(space, Space::Hv | Space::Window(_));
+        match self.most(space, user, used) {
+            None => Some(Broken::Foreign(used)),
+            _ if is_own && write && execute => Some(Broken::WritableCode),
+            _ if is_supervisors && user => Some(Broken::UserAccess),
+            Some(most) if write && !most.write || execute && !most.execute => {
+                Some(Broken::Excess(used))
+            }
+            Some(_) => None,
         }
     }
 
-    /// Judges a leaf of a guest's second stage.
-    ///
-    /// # Errors
-    /// `GuestReachesOwn`.
-    pub fn guest_leaf(&mut self, leaf: AuditedLeaf) -> Result<(), Finding> {
-        self.runs += 1;
-        let reached = self.own.iter().any(|range| range.overlaps(leaf.frames));
-        if reached { Err(Finding::GuestReachesOwn) } else { Ok(()) }
-    }
-}
-
-/// Number of frames in both ranges.
-fn common(a: FrameRange<HostPhysical>, b: FrameRange<HostPhysical>) -> u64 {
-    FrameRange::new(a.start.max(b.start), a.end.min(b.end)).count()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use addr::Hfn;
-    use proptest::prelude::*;
-
-    fn range(start: u64, count: u64) -> FrameRange<HostPhysical> {
-        FrameRange::with_count(Hfn::new(start), count)
-    }
-
-    proptest! {
-        /// The model: frame by frame.
-        #[test]
-        fn judges_like_a_look_at_every_frame(
-            start in 0_u64..60,
-            count in 1_u64..20,
-            write: bool,
-            execute: bool,
-        ) {
-            let own = [range(10, 10), range(30, 5)];
-            let devices = [range(50, 1)];
-            let leaf = AuditedLeaf { frames: range(start, count), write, execute };
-            let mut audit = Audit::new(&own, &devices);
-            let is_own = |frame: Hfn| own.iter().any(|range| range.contains(frame));
-            let mapped = |frame: Hfn| is_own(frame) || devices[0].contains(frame);
-            let expected = if !leaf.frames.iter().all(mapped) {
-                Err(Finding::ForeignFrame)
-            } else if write && execute {
-                Err(Finding::WritableCode)
-            } else {
-                Ok(())
-            };
-            prop_assert_eq!(audit.own_leaf(leaf), expected);
-            let reached = leaf.frames.iter().any(is_own);
-            prop_assert_eq!(audit.guest_leaf(leaf).is_err(), reached);
-            prop_assert_eq!(audit.runs(), 2);
+    /// What a table's leaves may allow on a frame of this use; `None` if there must be no leaf.
+    fn most(&self, space: Space, user: bool, used: Use) -> Option<Most> {
+        match (space, used) {
+            (Space::Hv, Use::Hv | Use::Published | Use::Runtime | Use::Registers) => {
+                Some(Most::ALL)
+            }
+            (Space::Window(_), Use::Vm(_) | Use::Task(_)) => Some(Most::DATA),
+            (Space::Task(_), _) if !user => self.most(Space::Hv, user, used),
+            (Space::Task(task), Use::Task(owner)) if task == owner => Some(Most::ALL),
+            (Space::Task(task), Use::Secret(secret)) if self.uses.task_of(secret) == Some(task) => {
+                Some(Most::DATA)
+            }
+            (Space::Task(_), Use::Runtime) => Some(Most::CODE),
+            (Space::SecondStage(vm), Use::Vm(owner) | Use::VmSecret(owner)) if vm == owner => {
+                Some(Most::ALL)
+            }
+            (Space::SecondStage(_), Use::Device | Use::Registers) => Some(Most::ALL),
+            (Space::SecondStage(_), Use::Published) => Some(Most::READ),
+            _ => None,
         }
     }
+}
+
+/// The most that a leaf may allow, besides reading.
+#[derive(Clone, Copy)]
+struct Most {
+    write: bool,
+    execute: bool,
+}
+
+impl Most {
+    const ALL: Self = Self { write: true, execute: true };
+    const DATA: Self = Self { write: true, execute: false };
+    const CODE: Self = Self { write: false, execute: true };
+    const READ: Self = Self { write: false, execute: false };
 }

@@ -150,6 +150,12 @@ impl<S: AsRef<[SecretSlot]> + AsMut<[SecretSlot]>> Secrets<S> {
         Ok(blocks.map(|block| FrameRange::with_count(*block, FRAMES_PER_2M)))
     }
 
+    /// The task whose secret has the handle of this number.
+    pub fn task_of(&self, raw: u32) -> Option<u32> {
+        let slot = self.slots.as_ref().get(raw as usize % MOST_SLOTS)?;
+        slot.task.filter(|_| u32::from(slot.uses) == raw >> SLOT_BITS)
+    }
+
     /// Ends a secret, which its task's page table maps no more. Its frames go into quarantine and
     /// are zeroed when every CPU has forgotten them.
     ///
@@ -180,12 +186,8 @@ impl<S: AsRef<[SecretSlot]> + AsMut<[SecretSlot]>> Secrets<S> {
 
     /// The slot of a handle.
     fn find(&self, task: u32, handle: SecretHandle) -> Result<usize, SecretError> {
-        let index = handle.0 as usize % MOST_SLOTS;
-        let slot = self.slots.as_ref().get(index);
-        let matches = |slot: &&SecretSlot| {
-            slot.task == Some(task) && u32::from(slot.uses) == handle.0 >> SLOT_BITS
-        };
-        slot.filter(matches).map(|_| index).ok_or(SecretError::BadHandle)
+        let is_its = self.task_of(handle.0) == Some(task);
+        if is_its { Ok(handle.0 as usize % MOST_SLOTS) } else { Err(SecretError::BadHandle) }
     }
 }
 

@@ -12,12 +12,14 @@
 //! counter that has reached its limit stays there, since nobody knows any more how many there are;
 //! a new count puts that right.
 
+mod batch;
 mod lanes;
 #[cfg(test)]
 mod tests;
 
 use crate::Rights;
 use addr::{FrameRange, Gfn, GuestPhysical};
+pub use batch::Batch;
 use core::ops::Range;
 use lanes::{LANES, add_to_all, changed, count_of, increment_of, none, remove_from_all, some_of};
 

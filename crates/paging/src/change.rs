@@ -1,8 +1,8 @@
 //! Changing, removing and splitting what is mapped: one operation, which brings every page of a
 //! span to the same end. Large leaves that reach over an edge of the span are split there.
 
+use crate::lowest;
 use crate::memory::Donated;
-use crate::run::run_length;
 use crate::span::{Slot, Span, unfold};
 use crate::{ENTRIES, Entry, Format, Level, PagingError, Removed, TableMemory};
 use addr::Hfn;
@@ -65,7 +65,13 @@ impl<'a, F: Format, M: TableMemory> Change<'a, F, M> {
     /// Does what was planned.
     fn apply(&mut self, table: Hfn, level: Level, span: Span) -> Result<(), PagingError> {
         let Some(below) = level.below() else {
-            apply_lowest::<F, _>(&mut self.memory, table, span, self.to);
+            match self.to {
+                To::Nothing => lowest::unmap(&mut self.memory, table, span),
+                To::Rights(rights) => {
+                    lowest::protect::<F, _>(&mut self.memory, table, span, rights);
+                }
+                To::Leaves(_) => {}
+            }
             return Ok(());
         };
         for slot in span.slots(level) {
@@ -137,28 +143,6 @@ impl<'a, F: Format, M: TableMemory> Change<'a, F, M> {
     }
 }
 
-/// Changes leaves of 4 KiB, where nothing is to be split.
-fn apply_lowest<F: Format, M: TableMemory>(
-    memory: &mut M,
-    table: Hfn,
-    span: Span,
-    to: To<F::Rights>,
-) {
-    let flags = match to {
-        To::Nothing => None,
-        To::Rights(rights) => Some(F::flags(Level::Page4K, rights)),
-        To::Leaves(_) => return,
-    };
-    for (index, _) in span.lowest() {
-        let old = memory.read(table, index);
-        let Entry::Leaf { frame, .. } = F::decode(old, Level::Page4K) else { continue };
-        let new = flags.map_or(0, |flags| frame.start().raw() | flags);
-        if new != old {
-            memory.write(table, index, new);
-        }
-    }
-}
-
 /// A leaf that is being split.
 struct Old<F: Format> {
     base: u64,
@@ -179,7 +163,10 @@ impl<F: Format, M: TableMemory> Plan<'_, F, M> {
         let Some(below) = level.below() else {
             // Only a change of rights cares what the leaves are.
             return match self.to {
-                To::Rights(_) => self.lowest(table, span).map(|()| 0),
+                To::Rights(_) => match lowest::first_hole::<F, _>(self.memory, table, span) {
+                    Some(page) => Err(PagingError::NotMapped { page: unfold::<F>(page).raw() }),
+                    None => Ok(0),
+                },
                 To::Nothing | To::Leaves(_) => Ok(0),
             };
         };
@@ -210,22 +197,6 @@ impl<F: Format, M: TableMemory> Plan<'_, F, M> {
             To::Rights(_) => false,
             To::Leaves(largest) => below <= largest && (below == Level::Page4K || !self.shares),
         }
-    }
-
-    /// Checks that pages with leaves of 4 KiB are mapped.
-    fn lowest(&self, table: Hfn, span: Span) -> Result<(), PagingError> {
-        let level = Level::Page4K;
-        let mut page = span.start;
-        while page < span.end {
-            let index = level.index(page);
-            let entry = self.memory.read(table, index);
-            if F::decode(entry, level) == Entry::Empty {
-                return Err(PagingError::NotMapped { page: unfold::<F>(page).raw() });
-            }
-            let most = span.end - page;
-            page += run_length(self.memory, (table, level), index, entry, most) as u64;
-        }
-        Ok(())
     }
 }
 

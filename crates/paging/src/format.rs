@@ -107,6 +107,8 @@ pub trait Format: 'static {
     /// A bit of a link that hardware ignores and [`Format::table`] leaves clear: it marks shared
     /// subtrees.
     const SHARED: u64;
+    /// The bit that is set in the leaves of the lowest tables, and clear in what is `Empty` there.
+    const MAPPED: u64;
 
     /// The entry of a leaf, but for its frame. `level` is at most `Page1G`.
     fn flags(level: Level, rights: Self::Rights) -> u64;
@@ -183,6 +185,8 @@ pub(crate) mod tests {
         for level in [Level::Page4K, Level::Page2M, Level::Page1G, Level::Top] {
             assert_eq!(F::decode(0, level), Entry::Empty);
         }
+        assert_eq!(F::leaf(Hfn::new(raw), Level::Page4K, rights) & F::MAPPED, F::MAPPED);
+        assert_eq!(F::MAPPED.count_ones(), 1);
     }
 
     proptest! {

@@ -22,6 +22,7 @@ mod collapse;
 mod cursor;
 mod format;
 pub mod guest;
+mod lowest;
 mod map;
 mod memory;
 mod removed;
@@ -33,7 +34,7 @@ mod table;
 pub use cursor::Cursor;
 pub use format::{Entry, Format, HostRights, Level, Npt, NptExecute, NptRights, X86_64};
 pub use format::{Ept, EptCapabilities, EptData, EptRights, EptUnsupported, Eptp, ExecuteOnly};
-pub use memory::{Donated, TableMemory};
+pub use memory::{Donated, LINE, TableMemory};
 pub use removed::{Due, Flushed, Removed};
 pub use table::{Leaf, PageTable};
 

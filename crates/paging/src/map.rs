@@ -1,5 +1,6 @@
 //! Mapping: filling holes of a table.
 
+use crate::lowest;
 use crate::memory::Donated;
 use crate::span::{Slot, Span, unfold};
 use crate::{Entry, Format, Level, PagingError, TableMemory};
@@ -50,7 +51,10 @@ impl<F: Format> Mapping<F> {
         span: Span,
     ) -> Result<u64, PagingError> {
         let Some(below) = level.below() else {
-            return self.plan_lowest(memory, table, span).map(|()| 0);
+            return match lowest::first_leaf::<F, _>(memory, table, span) {
+                Some(page) => Err(PagingError::AlreadyMapped { page: unfold::<F>(page).raw() }),
+                None => Ok(0),
+            };
         };
         let mut needed = 0;
         for slot in span.slots(level) {
@@ -64,22 +68,6 @@ impl<F: Format> Mapping<F> {
             };
         }
         Ok(needed)
-    }
-
-    /// Checks that pages of a lowest table are holes.
-    fn plan_lowest<M: TableMemory>(
-        &self,
-        memory: &M,
-        table: Hfn,
-        span: Span,
-    ) -> Result<(), PagingError> {
-        let is_mapped = |&(index, _): &(usize, u64)| {
-            F::decode(memory.read(table, index), Level::Page4K) != Entry::Empty
-        };
-        match span.lowest().find(is_mapped) {
-            Some((_, page)) => Err(PagingError::AlreadyMapped { page: unfold::<F>(page).raw() }),
-            None => Ok(()),
-        }
     }
 
     /// Tables that an empty entry takes.
@@ -103,10 +91,7 @@ impl<F: Format> Mapping<F> {
         span: Span,
     ) -> Result<(), PagingError> {
         let Some(below) = level.below() else {
-            let flags = F::flags(Level::Page4K, self.rights);
-            for (index, page) in span.lowest() {
-                memory.write(table, index, self.frame(page).start().raw() | flags);
-            }
+            lowest::map::<F, _>(memory, table, span, self.frame(span.start), self.rights);
             return Ok(());
         };
         for slot in span.slots(level) {

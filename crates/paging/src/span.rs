@@ -54,11 +54,6 @@ impl Span {
         Self { start: base, end: base + level.frames() }
     }
 
-    /// The pages, with their indices in the one lowest table that spans all of them.
-    pub fn lowest(self) -> impl Iterator<Item = (usize, u64)> {
-        (self.start..self.end).map(|page| (Level::Page4K.index(page), page))
-    }
-
     /// Number of entries of level `level` that the span touches.
     pub const fn count(self, level: Level) -> u64 {
         self.end.div_ceil(level.frames()) - (self.start >> level.frame_shift())

@@ -79,8 +79,7 @@ fn protect_memory<V: Vendor>(vcpu: &mut Vcpu<V>) -> Result<u64, Refusal> {
     let list = request.read(Gpa::new(first), |from, to| copy(vcpu, from, to))?;
     arm(vcpu);
     let rules = Rules {
-        // No leaf is made that can be executed and not read.
-        execute_only: false,
+        execute_only: V::executes_unread(),
         separates_execution: vm.separation() != Separation::None,
         exec: vm.policy.heki_exec,
     };
@@ -91,13 +90,13 @@ fn protect_memory<V: Vendor>(vcpu: &mut Vcpu<V>) -> Result<u64, Refusal> {
     answer.map(|()| 0)
 }
 
-/// Copies what is at `from`, if all of it is RAM of the guest.
+/// Copies what is at `from`, if all of it is RAM that the guest can read.
 fn copy(vcpu: &Vcpu<impl Vendor>, from: Gpa, to: &mut [u8]) -> bool {
     let length = to.len() as u64;
     let wraps = from.checked_add(length).is_none();
     let mut frames = FrameRange::covering(from, length).iter();
     !wraps
-        && frames.all(|frame| vcpu.vm.is_ram(frame))
+        && frames.all(|frame| vcpu.vm.is_readable(frame))
         && vcpu.physical().read(from.identity(), to).is_ok()
 }
 

@@ -5,20 +5,21 @@
 //! the first instruction of user code faults; the kernel executes any RAM where the table tells it
 //! from user code by address, and elsewhere what it is granted as it needs it ([`super::learn`]).
 //! Every table maps each guest frame to the host frame of the same number, and the hypervisor's own
-//! frames to nothing.
+//! frames to nothing, but those that are published, which it maps read-only for good.
 
 use super::Ram;
 use super::separation::{Allowed, Separation};
 use crate::cpu::apic;
 use crate::memory::pool::{Block, Tables};
+use crate::publish;
 use crate::vendor::{SecondStage, SplitExecution, Vendor};
 use addr::{FrameRange, Gfn, Gpa, GuestPhysical, Hfn, PAGE_SIZE};
 use arrayvec::ArrayVec;
-use frames::{Audit, AuditedLeaf, Finding, FrameStates};
+use frames::{Audit, AuditedLeaf, FrameStates, Space, Uses};
 use integrity::Rights;
 use integrity::rights::{Counters, storage_bytes};
 use integrity::state::{Page, PageState, View};
-use mtrr::MemoryTypes;
+use mtrr::{MemoryType, MemoryTypes};
 use paging::guest::Buffers;
 use paging::{Due, Flushed, Format, Level, PageTable, PagingError, Removed};
 
@@ -78,6 +79,9 @@ impl<V: Vendor> Memory<V> {
         for frame in own.iter().flat_map(|range| range.iter()) {
             let _ = memory.states.set(frame, Page::new(PageState::Own));
         }
+        for frame in publish::guest_frames().iter() {
+            let _ = memory.states.set(frame, Page::new(PageState::Published));
+        }
         Ok(memory)
     }
 
@@ -104,6 +108,11 @@ impl<V: Vendor> Memory<V> {
         self.states.get(frame)
     }
 
+    /// The states of all frames, for reading without holding the memory.
+    pub fn pages(&self) -> FrameStates<'static, Page> {
+        self.states
+    }
+
     /// Whether the kernel can execute `frame`.
     pub fn is_executable(&self, frame: Gfn) -> bool {
         self.kernel
@@ -116,25 +125,22 @@ impl<V: Vendor> Memory<V> {
         (self.buffers, Counters::new(self.ram_end.raw(), self.counters))
     }
 
-    /// Judges every leaf of every view; gives their number by size: 4 KiB, 2 MiB, 1 GiB.
-    ///
-    /// # Errors
-    /// The first rule that is broken.
-    pub fn audit(&self, audit: &mut Audit<'_>) -> Result<[u64; 3], Finding> {
-        let mut counts = [0; 3];
+    /// Has every leaf of every view judged.
+    pub fn audit(&self, audit: &mut Audit<'_, impl Uses + ?Sized>) {
         for table in [Some(&self.kernel), self.user.as_ref()].into_iter().flatten() {
             for (pages, leaf) in table.leaves(&Tables) {
                 let rights = V::Table::allowed(leaf.rights, self.separation.split());
-                let (write, execute) =
-                    (rights.contains(Rights::WRITE), rights.contains(Rights::EXECUTE));
-                let frames = FrameRange::with_count(leaf.frame, pages.count());
-                audit.guest_leaf(AuditedLeaf { frames, write, execute })?;
-                if let Some(count) = counts.get_mut(leaf.level as usize - 1) {
-                    *count += pages.count() / leaf.level.frames();
-                }
+                let leaf = AuditedLeaf {
+                    page: pages.start.raw(),
+                    frames: FrameRange::with_count(leaf.frame, pages.count()),
+                    size: leaf.level.frames(),
+                    write: rights.contains(Rights::WRITE),
+                    execute: rights.contains(Rights::EXECUTE),
+                    user: true,
+                };
+                audit.leaf(Space::SecondStage(super::PRIMARY), leaf);
             }
         }
-        Ok(counts)
     }
 
     /// Lets the kernel execute `range`, before the lock. No flush of other CPUs is due: one that
@@ -218,15 +224,26 @@ impl<V: Vendor> Memory<V> {
         state: PageState,
         mut flush: impl FnMut(Due<'_>) -> Flushed<'_>,
     ) -> Result<(), PagingError> {
-        let mut start = range.start;
-        while start < range.end {
-            let before = self.page(start).unwrap_or(Page::new(state));
-            let mut rest = FrameRange::new(start.plus(1), range.end).iter();
-            let end = rest.find(|frame| self.page(*frame) != Some(before)).unwrap_or(range.end);
-            self.set_page(FrameRange::new(start, end), before.with_state(state), &mut flush)?;
-            start = end;
+        let mut rest = range;
+        while let Some((run, page)) = self.next_run(&mut rest) {
+            let page = page.map_or(Page::new(state), |page| page.with_state(state));
+            self.set_page(run, page, &mut flush)?;
         }
         self.collapse(range, flush)
+    }
+
+    /// Takes from the front of `rest` the pages that are alike.
+    fn next_run(
+        &self,
+        rest: &mut FrameRange<GuestPhysical>,
+    ) -> Option<(FrameRange<GuestPhysical>, Option<Page>)> {
+        let start = rest.start;
+        if rest.is_empty() {
+            return None;
+        }
+        let page = self.page(start);
+        rest.start = rest.iter().find(|frame| self.page(*frame) != page).unwrap_or(rest.end);
+        Some((FrameRange::new(start, rest.start), page))
     }
 
     /// Makes every page of `range` the same, then waits until no CPU uses the old rights.
@@ -256,7 +273,12 @@ impl<V: Vendor> Memory<V> {
         range: FrameRange<GuestPhysical>,
         mut flush: impl FnMut(Due<'_>) -> Flushed<'_>,
     ) -> Result<(), PagingError> {
-        self.protect(range, Allowed::both(Rights::READ))?.release(&mut Tables, &mut flush);
+        let mut rest = range;
+        while let Some((run, page)) = self.next_run(&mut rest) {
+            let withheld = page.map_or(Rights::empty(), |page| page.withheld);
+            let allowed = Allowed::both(Rights::READ.difference(withheld));
+            self.protect(run, allowed)?.release(&mut Tables, &mut flush);
+        }
         Ok(())
     }
 
@@ -309,7 +331,8 @@ fn is_executable<V: Vendor>(rights: <V::Table as Format>::Rights, separation: Se
     V::Table::allowed(rights, separation.split()).contains(Rights::EXECUTE)
 }
 
-/// Changes rights in one table, a run of one memory type at a time.
+/// Changes rights in one table, a run of one memory type at a time. Those of what is published never
+/// change: to whoever asks, it is not mapped, like the rest of the hypervisor's memory.
 fn protect<V: Vendor>(
     table: &mut PageTable<V::Table>,
     range: FrameRange<GuestPhysical>,
@@ -317,6 +340,10 @@ fn protect<V: Vendor>(
     split: Option<SplitExecution>,
     types: &MemoryTypes,
 ) -> Result<Removed<V::Table>, PagingError> {
+    let published = publish::guest_frames();
+    if range.overlaps(published) {
+        return Err(PagingError::NotMapped { page: published.start.raw() });
+    }
     let mut removed = Removed::default();
     for (run, memory_type) in types.runs(range) {
         let rights = V::Table::rights(allowed.kernel, allowed.user, split, memory_type);
@@ -350,6 +377,9 @@ fn identity<V: Vendor>(
         }
         start = hole.end;
     }
+    let published = publish::guest_frames();
+    let rights = V::Table::rights(Rights::READ, Rights::READ, split, MemoryType::WriteBack);
+    table.map(&mut Tables, published, published.start.identity(), rights, Level::Page4K)?;
     let registers = FrameRange::with_count(Gpa::new(apic::BASE).frame(), 1);
     let kernel = if separation.is_by_address() { Rights::all() } else { READ_WRITE };
     let boot = Allowed::before_the_lock(kernel, separation);

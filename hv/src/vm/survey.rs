@@ -90,8 +90,9 @@ fn survey<'m, V: Vendor>(
     memory: &'m mut Memory<V>,
 ) -> Result<Survey<'m>, &'static str> {
     let (buffers, mut counters) = memory.survey();
-    let leaves =
-        visit(vcpu, buffers, |leaf| counters.map(frames_of(&leaf), rights_of(leaf.rights)))?;
+    let mut batch = counters.batch();
+    let leaves = visit(vcpu, buffers, |leaf| batch.map(frames_of(&leaf), rights_of(leaf.rights)))?;
+    drop(batch);
     Ok(Survey { counters, leaves })
 }
 

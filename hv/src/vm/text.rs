@@ -6,7 +6,7 @@
 //! page itself, so what was judged is what is there.
 
 use super::KernelPlace;
-use super::fault::{old_value, release};
+use super::fault::{old_value, release, write_kind};
 use super::guest;
 use super::memory::Memory;
 use super::promote;
@@ -122,8 +122,7 @@ fn describe(
     let at_site = offset.is_some_and(|offset| patch::covers(&vcpu.vm.manifest, offset, size));
     let kind = match state {
         PageState::LockedCode if at_site => ViolationKind::Patch,
-        PageState::LockedCode | PageState::Code => ViolationKind::WriteText,
-        _ => ViolationKind::WriteRodata,
+        _ => write_kind(state),
     };
     let size = u32::try_from(size).unwrap_or(u32::MAX);
     Attempt { gva, size, new, ..Attempt::new(kind) }

@@ -35,7 +35,7 @@ impl Attempt {
 
 /// Reports an attempt and answers what to do about it: `Log` or `Deny`. `Stop` does not return.
 pub fn report(vcpu: &Vcpu<impl Vendor>, attempt: Attempt) -> Verdict {
-    let verdict = vcpu.vm.policy.reaction(attempt.kind);
+    let verdict = vcpu.vm.policy.reaction(attempt.kind).alone();
     vcpu.shared().count(Counter::Violations);
     report::violation(&Violation {
         vm: 0,

@@ -10,8 +10,11 @@
 //! | `trace:ROUNDS` | uses the function tracer |
 //! | `bench`, `bench:quick` | runs the measured loops; `quick` a tenth of the rounds |
 //! | `heki` | makes Heki's hypercalls, right ones and wrong ones |
+//! | `inside` | runs the `ravelin` command |
 //! | `idle` | never ends |
 //! | `reboot`, `poweroff` | does so at once |
+//!
+//! In the end all page tables in the machine are audited.
 //!
 //! What a program should read is a line `@@ WORD JSON` on the console (see [`console`]).
 //! Everything here runs in one thread: other CPUs are used by processes.
@@ -20,6 +23,7 @@ mod bench;
 mod console;
 mod counters;
 mod heki;
+mod inside;
 mod keeper;
 mod probe;
 mod stress;
@@ -30,6 +34,7 @@ use abi::hypercall::{Counter, SupervisorMode};
 use anyhow::{Context as _, Result, bail};
 use console::Console;
 use counters::Counters;
+use hypercall::Audit;
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
 use serde_json::json;
@@ -41,6 +46,9 @@ fn main() -> Result<()> {
     let ticks = counters::ticks();
     // As the kernel's module loader this program finds nothing to load.
     let is_init = std::process::id() == 1;
+    if let Some(result) = inside::touch_published(std::env::args().nth(1).as_deref()) {
+        return result;
+    }
     if !is_init || std::env::args().nth(1).as_deref() == Some(EXIT_ARGUMENT) {
         return Ok(());
     }
@@ -66,6 +74,13 @@ fn main() -> Result<()> {
             End::PowerOff
         }
     };
+    if let Some(audit) = counters.audit() {
+        let runs = if let Audit::Passed { runs } = audit { runs } else { 0 };
+        console.report(
+            "audit",
+            &json!({"ok": runs > 0, "runs": runs, "said": format!("{audit:?}")}),
+        )?;
+    }
     match end {
         End::PowerOff => match reboot(RebootMode::RB_POWER_OFF)? {},
         End::Reboot => match reboot(RebootMode::RB_AUTOBOOT)? {},
@@ -120,7 +135,12 @@ fn run_jobs(console: &Console, counters: &Counters, cpus: usize) -> Result<End> 
                     argument.parse().with_context(|| format!("`{job}`: how many rounds?"))?;
                 trace::run(console, rounds)?;
             }
-            "heki" => heki::run(console, counters)?,
+            "heki" => {
+                let calls = (!argument.is_empty()).then(|| argument.parse()).transpose();
+                let calls = calls.with_context(|| format!("`{job}`: how many requests?"))?;
+                heki::run(console, counters, calls)?;
+            }
+            "inside" => inside::run(console, counters)?,
             "bench" => bench::run(console, counters, argument == "quick")?,
             "idle" => {
                 console.report("idle", &json!({}))?;
@@ -134,7 +154,7 @@ fn run_jobs(console: &Console, counters: &Counters, cpus: usize) -> Result<End> 
                 break;
             }
             _ => bail!(
-                "unknown job `{job}`: use probe, stress:SECONDS, trace:ROUNDS, bench, heki, idle, ..."
+                "unknown job `{job}`: use probe, stress:SECONDS, trace:ROUNDS, bench, heki, inside, idle, ..."
             ),
         }
         done += 1;

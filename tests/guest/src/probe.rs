@@ -120,6 +120,12 @@ pub fn run(console: &Console, counters: &Counters) -> Result<bool> {
     Ok(alive)
 }
 
+/// Loads the module if need be and runs one probe; its result.
+pub fn attempt(name: &str) -> Result<String> {
+    load_module()?;
+    Ok(run_probe(name, &user_page()?)?.0)
+}
+
 /// Result and detail of one probe.
 fn run_probe(name: &str, page: &Pages) -> Result<(String, String)> {
     fs::write(RUN, format!("{name} {:p}", page.start()))?;

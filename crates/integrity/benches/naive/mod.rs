@@ -19,7 +19,8 @@ pub struct Naive {
 }
 
 impl Naive {
-    fn at(&mut self, frame: u64) -> &mut Counts {
+    /// The counters of a frame, which are made if there are none.
+    pub fn at(&mut self, frame: u64) -> &mut Counts {
         let index = |shift: u32| usize::try_from(frame >> shift & (FANOUT - 1)).unwrap_or_default();
         let top = usize::try_from(frame >> 18).unwrap_or_default();
         if self.top.len() <= top {

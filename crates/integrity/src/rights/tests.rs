@@ -127,6 +127,41 @@ proptest! {
         prop_assert!(storage.iter().all(|byte| *byte == 0));
     }
 
+    /// What a batch counts is the same as what the changes count one by one.
+    #[test]
+    fn a_batch_counts_the_same(
+        sizes in prop::collection::vec(prop::sample::select(&[1, 3, 250, 512][..]), 1..20),
+        changes in prop::collection::vec((any::<prop::sample::Index>(), 1..20_usize, 0..3_usize), 0..30),
+        wrong in (0..1500_u64, 0..1500_u64),
+    ) {
+        let storage = || vec![0; usize::try_from(storage_bytes(2000)).unwrap()];
+        let (mut single, mut batched) = (storage(), storage());
+        let (mut counters, mut collected) =
+            (Counters::new(2000, &mut single), Counters::new(2000, &mut batched));
+        let mut batch = collected.batch();
+        // Neighbours, none mapped yet; a change is of some in a row.
+        let ends = sizes.iter().scan(0, |end, count| {
+            *end += count;
+            Some(*end)
+        });
+        let ranges: Vec<_> = sizes.iter().zip(ends).map(|(n, end)| range(end - n, end)).collect();
+        let mut leaves: Vec<_> = ranges.into_iter().map(|r| (r, Rights::empty())).collect();
+        for (first, count, rights) in changes {
+            let to = [Rights::empty(), Rights::READ, Rights::READ | Rights::EXECUTE][rights];
+            let first = first.index(leaves.len());
+            for (range, from) in leaves.iter_mut().skip(first).take(count) {
+                prop_assert_eq!(counters.update(*range, *from, to), Ok(()));
+                batch.update(*range, *from, to);
+                *from = to;
+            }
+        }
+        let wrong = range(wrong.0.min(wrong.1), wrong.0.max(wrong.1));
+        let lost = counters.unmap(wrong, Rights::READ);
+        batch.unmap(wrong, Rights::READ);
+        prop_assert_eq!(batch.finish(), lost);
+        prop_assert!(counters.iter().eq(collected.iter()));
+    }
+
     #[test]
     fn beyond_the_limits_no_right_is_lost(steps in prop::collection::vec(step(), 1..60)) {
         let mut storage = vec![0; usize::try_from(storage_bytes(FRAMES)).unwrap()];

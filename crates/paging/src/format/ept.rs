@@ -129,6 +129,7 @@ impl Format for Ept {
     type Rights = EptRights;
     const SIGN_EXTENDED: bool = false;
     const SHARED: u64 = SHARED;
+    const MAPPED: u64 = LEAF;
 
     /// Accessed and dirty are set from the start, so that the CPU never writes to the tables.
     fn flags(level: Level, rights: EptRights) -> u64 {

@@ -98,6 +98,7 @@ impl Format for Npt {
     type Rights = NptRights;
     const SIGN_EXTENDED: bool = false;
     const SHARED: u64 = super::bits::SHARED;
+    const MAPPED: u64 = LEAF;
 
     /// Accessed and dirty are set from the start, so that the CPU never writes to the tables.
     fn flags(level: Level, rights: NptRights) -> u64 {

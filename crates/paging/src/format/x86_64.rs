@@ -44,6 +44,7 @@ impl Format for X86_64 {
     type Rights = HostRights;
     const SIGN_EXTENDED: bool = true;
     const SHARED: u64 = super::bits::SHARED;
+    const MAPPED: u64 = PRESENT;
 
     /// Accessed and dirty are set from the start, so that the CPU never writes to the tables.
     fn flags(level: Level, rights: HostRights) -> u64 {

@@ -1,8 +1,9 @@
 //! A million operations against a plain model, and a refusal of memory at every single point.
 
 use super::map::FakeMap;
-use crate::{Block, Epochs, FrameState, NoTables, Owner, Ownership, OwnershipError, Word};
-use addr::{FrameRange, Hfn};
+use crate::{Audit, AuditedLeaf, Block, Epochs, FrameState, NoTables, Owner, Ownership};
+use crate::{OwnershipError, Space, Use, Uses, Word};
+use addr::{FrameRange, Hfn, HostPhysical};
 use std::vec;
 use std::vec::Vec;
 
@@ -14,6 +15,16 @@ const FRAMES: usize = 24 * BLOCK;
 const USED: usize = 5;
 
 type Pool = Ownership<Vec<Word>, Vec<Block>>;
+
+impl Uses for World {
+    fn run(&self, frames: FrameRange<HostPhysical>) -> (Use, u64) {
+        (self.pool.used(frames.start).unwrap_or(Use::Device), 1)
+    }
+    /// The one secret is task 1's.
+    fn task_of(&self, _secret: u32) -> Option<u32> {
+        Some(1)
+    }
+}
 
 /// SplitMix64.
 struct Random(u64);
@@ -61,7 +72,8 @@ impl World {
     fn new() -> Self {
         let (words, blocks) = (vec![Word::default(); FRAMES], vec![Block::EMPTY; FRAMES / BLOCK]);
         let range = FrameRange::with_count(hfn(0), FRAMES as u64);
-        let pool = Pool::with_blocks(range, USED as u64, words, blocks, SHIFT).unwrap();
+        let mut map = FakeMap::new(FRAMES, BLOCK);
+        let pool = Pool::with_blocks(range, USED as u64, words, blocks, SHIFT, &mut map).unwrap();
         let epochs = Epochs::new();
         (0..CPUS).for_each(|cpu| epochs.enter(cpu));
         let frame = |number| Frame {
@@ -73,7 +85,7 @@ impl World {
         };
         let owned = (0..USED).map(|number| (number, Owner::Hv)).collect();
         let frames = (0..FRAMES).map(frame).collect();
-        Self { pool, epochs, map: FakeMap::new(FRAMES, BLOCK), frames, owned }
+        Self { pool, epochs, map, frames, owned }
     }
 
     /// What a CPU may reach grows with what is mapped.
@@ -99,6 +111,7 @@ impl World {
         let frame = &mut self.frames[number];
         assert_eq!((frame.state, frame.windows, frame.data), (FrameState::Free, 0, None));
         assert_eq!(frame.last, [false; CPUS], "{number} is within reach of its last owner");
+        assert!(!self.map.junk[number], "{number} was never zeroed");
         if owner == Owner::Hv {
             assert!(self.map.present[number]);
         } else {
@@ -141,9 +154,11 @@ impl World {
     }
 
     fn reclaim(&mut self, most: u32) -> u32 {
-        let frames = &mut self.frames;
+        let (frames, junk) = (&mut self.frames, &mut self.map.junk);
         self.pool.reclaim(&self.epochs, most, |frame| {
-            let frame = &mut frames[usize::try_from(frame.raw()).unwrap()];
+            let number = usize::try_from(frame.raw()).unwrap();
+            junk[number] = false;
+            let frame = &mut frames[number];
             assert_eq!(frame.state, FrameState::Quarantined);
             (frame.state, frame.data) = (FrameState::Free, None);
         })
@@ -183,6 +198,7 @@ impl World {
             let is_hv = frame.state == FrameState::Owned(Owner::Hv);
             let is_large = self.map.large[number / BLOCK];
             assert_eq!(self.map.present[number], is_large || is_hv);
+            assert!(self.map.present[number] || !self.map.junk[number], "{number} left unzeroed");
             if self.map.present[number] {
                 assert!(matches!(frame.data, None | Some(Owner::Hv)), "{number}: {frame:?}");
             }
@@ -192,6 +208,31 @@ impl World {
         assert_eq!(count, [self.pool.free_frames(), self.pool.quarantined_frames()]);
         assert_eq!((large, small), (self.pool.leaves().large, self.pool.leaves().small));
         assert_eq!(self.pool.state(hfn(FRAMES)), None);
+        self.audit();
+    }
+
+    /// The audit finds nothing in the direct map and the owners' tables, and finds any leaf in them
+    /// that is one too many.
+    fn audit(&self) {
+        let audit = |space, number, user| {
+            let (frames, page) = (FrameRange::with_count(hfn(number), 1), 0);
+            let mut audit = Audit::new(self);
+            let leaf = AuditedLeaf { page, frames, size: 1, write: true, execute: false, user };
+            audit.leaf(space, leaf);
+            audit.outcome().is_ok()
+        };
+        for (number, frame) in self.frames.iter().enumerate() {
+            let owned = |owner| frame.state == FrameState::Owned(owner);
+            assert_eq!(audit(Space::Hv, number, false), self.map.present[number]);
+            assert_eq!(audit(Space::Task(1), number, false), self.map.present[number]);
+            let tasks = [owned(Owner::Task(1)) || owned(Owner::Secret(7)), false];
+            assert_eq!([1, 2].map(|task| audit(Space::Task(task), number, true)), tasks);
+            let vms = [1, 2].map(|vm| owned(Owner::Vm(vm)));
+            assert_eq!([1, 2].map(|vm| audit(Space::SecondStage(vm), number, true)), vms);
+            let window = owned(Owner::Task(1)) || vms.contains(&true);
+            assert_eq!(audit(Space::Window(0), number, false), window);
+            assert!(window || frame.windows == 0);
+        }
     }
 
     /// Everything is given back, and the pool is as new.
@@ -336,6 +377,7 @@ fn pools_that_do_not_fit_are_refused() {
             used,
             vec![Word::default(); words],
             vec![Block::EMPTY; blocks],
+            &mut FakeMap::new(2048, 512),
         )
         .map(drop)
     };
