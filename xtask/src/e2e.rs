@@ -8,7 +8,7 @@ use crate::packages::Flavour::{self, Cloud, Generic};
 use crate::progress::Step;
 use crate::shell::guest_folder;
 use crate::test::Tally;
-use crate::{audit, ending, heki, inside, iso, policies, refusals, trace, userland};
+use crate::{audit, ending, heki, inside, iso, lives, policies, refusals, trace, userland};
 use abi::event::LockReport;
 use abi::policy::{Policy, SupervisorExec};
 use anyhow::{bail, ensure};
@@ -94,7 +94,11 @@ pub fn run(
 ) -> anyhow::Result<()> {
     let matrix = Rc::default();
     let logs = guest_folder("logs")?;
-    let cases = cases(full).into_iter().chain(policies::cases()).chain(refusals::cases());
+    let cases = cases(full)
+        .into_iter()
+        .chain(policies::cases())
+        .chain(lives::cases())
+        .chain(refusals::cases());
     let cases = cases.chain(ending::cases()).chain(iso::cases()).chain(heki::cases(full));
     let cases = cases.chain(inside::cases());
     let cases = cases.chain(trace::cases()).chain(audit::cases(full));
