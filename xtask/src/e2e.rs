@@ -9,7 +9,7 @@ use crate::progress::Step;
 use crate::shell::guest_folder;
 use crate::test::Tally;
 use crate::{
-    audit, ending, heki, inside, iso, policies, refusals, ret2dir, tasks, trace, userland,
+    audit, ending, heki, inside, iso, lives, policies, refusals, ret2dir, tasks, trace, userland,
 };
 use abi::event::LockReport;
 use abi::policy::{Policy, SupervisorExec};
@@ -99,7 +99,11 @@ pub fn run(
 ) -> anyhow::Result<()> {
     let matrix = Rc::default();
     let logs = guest_folder("logs")?;
-    let cases = cases(full).into_iter().chain(policies::cases()).chain(refusals::cases());
+    let cases = cases(full)
+        .into_iter()
+        .chain(policies::cases())
+        .chain(lives::cases())
+        .chain(refusals::cases());
     let cases = cases.chain(ending::cases()).chain(iso::cases()).chain(heki::cases(full));
     let cases = cases.chain(ret2dir::cases());
     let cases = cases.chain(inside::cases()).chain(tasks::cases(full));

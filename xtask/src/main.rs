@@ -15,6 +15,7 @@ mod heki;
 mod inside;
 mod iso;
 mod judge;
+mod lives;
 mod packages;
 mod policies;
 mod probes;
