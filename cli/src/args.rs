@@ -28,12 +28,15 @@ pub enum Command {
     Audit(Audit),
     /// Inside a guest: say whether Ravelin protects it, how, and what that has cost so far
     #[command(
-        after_help = "Exit codes: 0 the kernel is locked, 1 it is not or not yet, 2 there is no Ravelin here"
+        after_help = "Exit codes: 0 the kernel is locked, 1 it is not or not yet, or the audit failed, 2 there is no Ravelin here"
     )]
     Status {
         /// Print the result as JSON
         #[arg(long)]
         json: bool,
+        /// Have every page table in the machine audited too
+        #[arg(long)]
+        audit: bool,
     },
     /// Work with the protection state of a machine: policy, pins, what every page may be used for
     #[command(subcommand)]
@@ -291,7 +294,7 @@ pub struct Tasks {
     /// Leave it out: the hypervisor decides alone
     #[arg(long)]
     pub no_warden: bool,
-    /// Another task; can be given twice
+    /// Another task; can be given seven times
     #[arg(long, value_name = "FILE")]
     pub task: Vec<PathBuf>,
 }

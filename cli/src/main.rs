@@ -23,7 +23,7 @@ fn main() -> ExitCode {
         Command::Task(args) => task(&args),
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Audit(args) => audit::audit(&args),
-        Command::Status { json } => inside::status(json),
+        Command::Status { json, audit } => inside::status(json, audit),
         Command::Events(args) => inside::events(&args),
         Command::Metrics(args) => inside::metrics(&args),
         Command::State(command) => states::run(&command),

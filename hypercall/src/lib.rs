@@ -79,6 +79,11 @@ impl Ravelin {
     pub fn call(self, number: u64, argument: u64) -> u64 {
         call(number, argument)
     }
+
+    /// The answer to any hypercall that takes two arguments, in RBX and RCX.
+    pub fn call_with(self, number: u64, first: u64, second: u64) -> u64 {
+        call_with(number, first, second)
+    }
 }
 
 /// Time-stamp counter of this CPU.
@@ -106,7 +111,7 @@ static IS_INTEL: LazyLock<bool> = LazyLock::new(|| {
 });
 
 macro_rules! call_by {
-    ($instruction:literal, $number:expr, $argument:expr) => {{
+    ($instruction:literal, $number:expr, $argument:expr, $second:expr) => {{
         let mut answer = $number;
         // SAFETY: the hypercall changes RAX only; without a hypervisor it raises SIGILL, for which
         // `Ravelin::detect` has a handler. RBX is put back, since the compiler may use it.
@@ -116,6 +121,7 @@ macro_rules! call_by {
                 $instruction,
                 "xchg rbx, {argument}",
                 argument = inout(reg) $argument => _,
+                in("rcx") $second,
                 inout("rax") answer,
                 options(nostack),
             );
@@ -125,10 +131,14 @@ macro_rules! call_by {
 }
 
 fn call(number: u64, argument: u64) -> u64 {
+    call_with(number, argument, 0)
+}
+
+fn call_with(number: u64, first: u64, second: u64) -> u64 {
     if *IS_INTEL {
-        call_by!("vmcall", number, argument)
+        call_by!("vmcall", number, first, second)
     } else {
-        call_by!("vmmcall", number, argument)
+        call_by!("vmmcall", number, first, second)
     }
 }
 

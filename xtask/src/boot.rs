@@ -64,6 +64,8 @@ pub struct Report {
 struct Audit {
     ok: bool,
     said: String,
+    /// A bug is planted in this hypervisor.
+    planted: bool,
 }
 
 /// One report of the guest.
@@ -155,6 +157,11 @@ impl Report {
     /// # Errors
     /// It did not; the message says how it ended instead.
     pub fn finished(&self) -> anyhow::Result<()> {
+        self.ended()?;
+        self.audited(false)
+    }
+
+    fn ended(&self) -> anyhow::Result<()> {
         let said = self.count("done") > 0;
         anyhow::ensure!(
             said && self.outcome.ended == Ended::PowerOff,
@@ -163,16 +170,28 @@ impl Report {
             self.outcome.ended,
             self.log.display()
         );
-        self.audited()
+        Ok(())
     }
 
-    /// Whether every audit that the test program asked for found nothing, and there was one.
-    fn audited(&self) -> anyhow::Result<()> {
+    /// As [`Report::finished`], of the test build in which a bug is planted.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn finished_planted(&self) -> anyhow::Result<()> {
+        self.ended()?;
+        self.audited(true)
+    }
+
+    /// Whether every audit that the test program asked for found nothing, and there was one; and the
+    /// hypervisor is of the build that was meant.
+    fn audited(&self, planted: bool) -> anyhow::Result<()> {
         if !self.protected || self.count("boot") == 0 {
             return Ok(());
         }
         let audits: Vec<Audit> = self.all("audit")?;
         anyhow::ensure!(!audits.is_empty(), "no audit was made; see {}", self.log.display());
+        let as_meant = audits.iter().all(|audit| audit.planted == planted);
+        anyhow::ensure!(as_meant, "a bug is planted in the hypervisor, or is not where it must be");
         match audits.iter().find(|audit| !audit.ok) {
             Some(audit) => anyhow::bail!("the audit: {}; see {}", audit.said, self.log.display()),
             None => Ok(()),

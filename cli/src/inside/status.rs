@@ -3,7 +3,7 @@
 use super::{detect, open};
 use abi::event::ViolationKind;
 use abi::hypercall::{Counter, SupervisorMode};
-use hypercall::Ravelin;
+use hypercall::{Audit, Ravelin};
 use published::Snapshot;
 use ravelin::policy;
 use ravelin::table::table;
@@ -30,6 +30,9 @@ pub struct Status {
     /// As in a policy file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub policy: Option<Value>,
+    /// What came of an audit of all page tables, if one was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub audit: Option<String>,
     /// Why not everything is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub partial: Option<String>,
@@ -39,14 +42,26 @@ pub struct Status {
 ///
 /// # Errors
 /// There is no Ravelin here.
-pub fn status(json: bool) -> anyhow::Result<ExitCode> {
-    let status = Status::read(detect()?)?;
+pub fn status(json: bool, audit: bool) -> anyhow::Result<ExitCode> {
+    let ravelin = detect()?;
+    let outcome = audit.then(|| ravelin.audit());
+    let status = Status { audit: outcome.map(told), ..Status::read(ravelin)? };
     if json {
         anstream::println!("{}", serde_json::to_string_pretty(&status)?);
     } else {
         print(&status);
     }
-    Ok(if status.locked == "no" { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    let is_bad = status.locked == "no" || outcome == Some(Audit::Failed);
+    Ok(if is_bad { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn told(audit: Audit) -> String {
+    match audit {
+        Audit::Passed { runs } => format!("passed, {runs} runs of leaves"),
+        Audit::Failed => "failed: see the event channel".to_owned(),
+        Audit::Later => "not made: the last one was too recent, try again in a second".to_owned(),
+        Audit::Unknown => "not made: this Ravelin makes none".to_owned(),
+    }
 }
 
 impl Status {
@@ -87,6 +102,7 @@ impl Status {
                 .filter(|(_, count)| *count > 0)
                 .collect(),
             policy: policy.map(|text| toml::from_str(&text)).transpose()?,
+            audit: None,
             partial: None,
         })
     }
@@ -96,6 +112,9 @@ fn print(status: &Status) {
     let mut rows = table(["Ravelin", status.version.as_deref().unwrap_or_default()]);
     rows.add_row(["kernel locked", status.locked]);
     rows.add_row(["supervisor_exec", status.supervisor_exec]);
+    if let Some(audit) = &status.audit {
+        rows.add_row(["audit", audit]);
+    }
     rows.add_row(["violations", &status.violations.to_string()]);
     for (kind, count) in status.violations_by_kind.iter().flatten().filter(|(_, count)| **count > 0)
     {

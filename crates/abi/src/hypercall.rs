@@ -96,7 +96,7 @@ pub enum Counter {
     /// 1 once the kernel is locked, 2 once its read-only data is too.
     Locked = 16,
     /// First physical address of the hypervisor's own memory (the guest's memory map shows it as
-    /// reserved, so this is no secret).
+    /// unusable, so this is no secret).
     OwnMemory = 17,
     /// How user and supervisor execution are told apart: the number of a [`SupervisorMode`].
     SupervisorMode = 18,

@@ -90,7 +90,7 @@ impl Role {
 }
 
 /// Most modules whose role is [`Role::Task`].
-pub const MOST_TASKS: usize = 2;
+pub const MOST_TASKS: usize = 7;
 /// Most modules.
 pub const MOST_MODULES: usize = Role::ALL.len() - 1 + MOST_TASKS;
 

@@ -102,6 +102,11 @@ pub fn is_in_service(vector: u8) -> bool {
     read(register) >> (vector % 32) & 1 != 0
 }
 
+/// Whether the guest has given this CPU's timer a vector, so that it runs or can be borrowed.
+pub fn has_timer() -> bool {
+    read(register::LVT_TIMER) & 0xff >= 16
+}
+
 /// The guest's timer, which was not running, lent for a while.
 #[must_use = "the timer is the guest's again when this is dropped"]
 pub struct BorrowedTimer {
@@ -123,7 +128,7 @@ impl BorrowedTimer {
             Self::DEADLINE => read_msr(msr::TSC_DEADLINE) != 0,
             _ => read(register::TIMER_CURRENT) != 0,
         };
-        if runs || lvt & 0xff < 16 {
+        if runs || !has_timer() {
             return None;
         }
         write(register::LVT_TIMER, lvt & !(Self::MASKED | Self::MODE));

@@ -19,19 +19,20 @@ pub mod secret;
 pub mod turn;
 
 use crate::log;
-use crate::memory::flush;
+use crate::memory::{flush, pool};
 use addr::{Gfn, Hva};
 use area::Area;
 use arrayvec::{ArrayString, ArrayVec};
 use core::sync::atomic::{AtomicU32, Ordering};
+use frames::Leaves;
 use inbox::{Inbox, Post};
 use memory::{Here, Space};
 use paging::{PageTable, X86_64};
 use secret::Mapped;
 use spin::mutex::{SpinMutex, SpinMutexGuard};
 
-/// Most tasks.
-pub const MOST_TASKS: usize = 3;
+/// Most tasks: the warden, and others.
+pub const MOST_TASKS: usize = 1 + boot_info::MOST_TASKS;
 /// The task that is told what happens, and asked.
 pub const WARDEN: usize = 0;
 
@@ -127,5 +128,11 @@ impl Task {
         log!("task {} ({}): stopped: {why}", self.id, self.name);
         secret::destroy_all(&mut self, here);
         self.space.destroy(here);
+        pool::tidy(here.cpu);
+        let Leaves { large, small, splits, collapses } = pool::leaves();
+        log!(
+            "direct map: {large} leaves of 2 MiB, {small} of 4 KiB; {splits} splits and {collapses} \
+             collapses so far"
+        );
     }
 }

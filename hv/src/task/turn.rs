@@ -14,7 +14,7 @@ use super::calls::{self, Next};
 use super::inbox::{Inbox, Post};
 use super::memory::Here;
 use super::{Grant, MOST_TASKS, READY, SLOTS, Task, WARDEN, has_warden, make_ready};
-use crate::cpu::apic::BorrowedTimer;
+use crate::cpu::apic::{self, BorrowedTimer};
 use crate::cpu::{control, instructions::time_stamp, stack};
 use crate::log;
 use crate::memory::flush;
@@ -59,6 +59,11 @@ pub fn run_ready(vcpu: &mut Vcpu<impl Vendor>) {
     for _ in 0..ROUNDS {
         let ready = READY.load(Ordering::SeqCst);
         if ready == 0 {
+            return;
+        }
+        if !apic::has_timer() {
+            // Nothing would end the turn of a task that loops. The guest's write that gives the
+            // timer its vector is an exit, after which we are here again.
             return;
         }
         if !vcpu.can_take_interrupt() {
@@ -159,13 +164,13 @@ fn enter<V: Vendor>(vcpu: &mut Vcpu<V>, task: &mut Task, pace: Pace) -> Stopped 
     let cpu = vcpu.index;
     stack::set_task(cpu, (&raw const task.area).addr() as u64);
     // Loads of CR3 on both ways: no translation of the hypervisor's is used meanwhile, or kept.
-    let away = flush::leave(cpu);
+    let away = vcpu.place.leave();
     let extended = control::hide_extended_state();
     vcpu.accept_interrupts(true);
     let stopped = task.area.enter(pace);
     vcpu.accept_interrupts(false);
     control::show_extended_state(extended);
-    flush::come_back(cpu, away);
+    vcpu.place.come_back(away);
     if stack::nmi_was_seen(cpu) {
         vcpu.take_nmi();
     }

@@ -34,6 +34,8 @@ pub struct Vcpu<V: Vendor> {
     watches_address_space: bool,
     cpuid_at: [u64; 16],
     shared: &'static CpuShared,
+    /// Where this CPU notes that it is in the guest, or in a task.
+    pub place: flush::Place,
 }
 
 impl<V: Vendor> Vcpu<V> {
@@ -67,6 +69,7 @@ impl<V: Vendor> Vcpu<V> {
             watches_address_space: false,
             cpuid_at: [u64::MAX; 16],
             shared: cpu::shared(index),
+            place: flush::Place::of(index).ok_or("there are more CPUs than Ravelin runs")?,
         })
     }
 
@@ -88,9 +91,9 @@ impl<V: Vendor> Vcpu<V> {
             if self.nmi_waiting {
                 self.nmi_waiting = !self.vendor.inject_nmi();
             }
-            let served = flush::leave(self.index);
+            let served = self.place.leave();
             let exit = self.vendor.enter(core::mem::take(&mut self.flush));
-            flush::come_back(self.index, served);
+            self.place.come_back(served);
             self.shared.in_guest.store(false, Ordering::SeqCst);
             exits::handle(self, exit);
         }

@@ -84,3 +84,9 @@ pub fn exit(code: u64) -> ! {
     // SAFETY: raises #UD, which ends the task too.
     unsafe { asm!("ud2", options(noreturn)) }
 }
+
+/// The time-stamp counter.
+pub fn ticks() -> u64 {
+    // SAFETY: RDTSC reads a counter, which CR4.TSD leaves to tasks.
+    unsafe { core::arch::x86_64::_rdtsc() }
+}

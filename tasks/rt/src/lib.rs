@@ -20,7 +20,7 @@ mod secret;
 mod start;
 
 pub use abi;
-pub use call::{exit, guest_read, log_line, raw, send, wait};
+pub use call::{exit, guest_read, log_line, raw, send, ticks, wait};
 pub use line::Line;
 pub use memory::Mapping;
 pub use secret::{Mapped, Secret};

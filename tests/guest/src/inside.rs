@@ -62,7 +62,8 @@ pub fn run(console: &Console, counters: &Counters) -> Result<()> {
     console.report("journal", &json!({ "text": journal }))?;
     console.report("followed", &follow(read(Counter::LastEvent)?)?)?;
 
-    console.report("status", &serde_json::from_str(&printed(&["status", "--json"])?)?)?;
+    console
+        .report("status", &serde_json::from_str(&printed(&["status", "--json", "--audit"])?)?)?;
     console.report("metrics", &json!({ "text": printed(&["metrics"])? }))?;
     console.report("served", &json!({ "text": served()? }))?;
 

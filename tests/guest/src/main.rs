@@ -10,9 +10,12 @@
 //! | `stress:SECONDS` | keeps all CPUs busy and checks that nothing is lost |
 //! | `trace:ROUNDS` | uses the function tracer |
 //! | `bpf:ROUNDS` | makes packet filters and runs them |
+//! | `modules:ROUNDS` | loads, attacks and unloads the probe module |
+//! | `kexec`, `kexec:force` | tries to start another kernel |
 //! | `bench`, `bench:quick` | runs the measured loops; `quick` a tenth of the rounds |
 //! | `heki` | makes Heki's hypercalls, right ones and wrong ones |
 //! | `inside` | runs the `ravelin` command |
+//! | `ret2dir` | has a planted bug of the hypervisor read, write and jump |
 //! | `idle` | never ends |
 //! | `reboot`, `poweroff` | does so at once |
 //!
@@ -28,7 +31,10 @@ mod counters;
 mod heki;
 mod inside;
 mod keeper;
+mod kexec;
+mod modules;
 mod probe;
+mod ret2dir;
 mod stress;
 mod sys;
 mod trace;
@@ -81,7 +87,12 @@ fn main() -> Result<()> {
         let runs = if let Audit::Passed { runs } = audit { runs } else { 0 };
         console.report(
             "audit",
-            &json!({"ok": runs > 0, "runs": runs, "said": format!("{audit:?}")}),
+            &json!({
+                "ok": runs > 0,
+                "runs": runs,
+                "said": format!("{audit:?}"),
+                "planted": counters.planted().is_some(),
+            }),
         )?;
     }
     match end {
@@ -139,6 +150,12 @@ fn run_jobs(console: &Console, counters: &Counters, cpus: usize) -> Result<End> 
                     argument.parse().with_context(|| format!("`{job}`: how many rounds?"))?;
                 trace::run(console, rounds)?;
             }
+            "kexec" => kexec::run(console, argument == "force")?,
+            "modules" => {
+                let rounds =
+                    argument.parse().with_context(|| format!("`{job}`: how many rounds?"))?;
+                modules::run(console, counters, rounds)?;
+            }
             "bpf" => {
                 let rounds =
                     argument.parse().with_context(|| format!("`{job}`: how many rounds?"))?;
@@ -151,6 +168,7 @@ fn run_jobs(console: &Console, counters: &Counters, cpus: usize) -> Result<End> 
             }
             "inside" => inside::run(console, counters)?,
             "bench" => bench::run(console, counters, argument == "quick")?,
+            "ret2dir" => ret2dir::run(console, counters, cpus)?,
             "idle" => {
                 console.report("idle", &json!({}))?;
                 loop {
@@ -163,7 +181,7 @@ fn run_jobs(console: &Console, counters: &Counters, cpus: usize) -> Result<End> 
                 break;
             }
             _ => bail!(
-                "unknown job `{job}`: use probe, denied, stress:SECONDS, trace:ROUNDS, bpf:ROUNDS, bench, heki, inside, idle, ..."
+                "unknown job `{job}`: use probe, denied, stress:SECONDS, trace:ROUNDS, bpf:ROUNDS, modules:ROUNDS, kexec, bench, heki, inside, idle, ..."
             ),
         }
         done += 1;
