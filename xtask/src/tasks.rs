@@ -1,6 +1,7 @@
 //! End-to-end tests of tasks: whatever one does, it is stopped and reported or its call is refused,
 //! and the guest boots on. And of the warden: what it decides, and what happens when it does not.
 
+use crate::audit::dump_when_idle;
 use crate::boot::Report;
 use crate::build::On;
 use crate::e2e::{Case, Place, boots_well, case, probes, protected, quietly};
@@ -10,6 +11,8 @@ use abi::event::{Verdict, ViolationKind};
 use abi::policy::{Policy, Reaction, Warden};
 use anyhow::{Context, ensure};
 use boot_info::MOST_TASKS;
+use dump::Dump;
+use ravelin::dump_file::DumpFile;
 use ravelin::events::Body;
 use ravelin::machine::{Ended, Machine, Protection, Tasks};
 use std::path::PathBuf;
@@ -79,6 +82,7 @@ pub fn cases(full: bool) -> Vec<Case> {
     for (number, acts) in (1..).zip(ACTS.chunks(MOST_TASKS).take(most)) {
         cases.push(case(format!("tasks-faults-{number}"), |name, place| faults(name, place, acts)));
     }
+    cases.push(Case { on: &[On::Qemu], ..case("secret-in-dump", secret_in_dump) });
     cases.push(Case { on: &[On::Qemu], ..case("warden-stops", warden_stops) });
     cases.push(Case { on: &[On::Qemu], ..case("warden-deaf", warden_deaf) });
     if full {
@@ -178,6 +182,67 @@ fn come_through(name: &str, place: &Place<'_>, cpus: usize, tasks: &[&str]) -> a
         stopped(&report, task, "exited with code 0")?;
     }
     Ok(())
+}
+
+/// All that a secret holds is in one block of memory while it lives, and nowhere when it has ended.
+fn secret_in_dump(name: &str, place: &Place<'_>) -> anyhow::Result<()> {
+    const BLOCK: u64 = 2 << 20;
+    let held = secret_places(name, place, "hold-secret", "held")?;
+    let (Some(first), Some(last)) = (held.iter().min(), held.iter().max()) else {
+        anyhow::bail!("the secret is not in a dump of all memory while it is held");
+    };
+    ensure!(held.len() as u64 == BLOCK / 4096, "{} pages hold the secret", held.len());
+    ensure!(first % BLOCK == 0 && last - first < BLOCK, "it is in more than its block: {held:#x?}");
+    let left = secret_places(name, place, "spend-secret", "ended")?;
+    ensure!(left.is_empty(), "the secret has ended and is still at {left:#x?}");
+    Ok(())
+}
+
+/// The pages of the whole machine that hold a part of the secret of the test task under this name.
+fn secret_places(name: &str, place: &Place<'_>, act: &str, says: &str) -> anyhow::Result<Vec<u64>> {
+    const SEED: u64 = 0x9e37_79b9_7f4a_7c15;
+    let mut machine = protected(place, Cloud, "idle", Policy::default())?;
+    machine.memory = 256 << 20;
+    let others = vec![image(place, act)?];
+    let machine = with_tasks(machine, |tasks| tasks.others = others);
+    let path = guest_folder("logs")?.join(format!("{name}.dump"));
+    let report = dump_when_idle(name, machine, false, &path)?;
+    let task = said(&report, act);
+    ensure!(task.contains(&says), "the task did not get so far: {task:?}");
+    // Any four words in a row of what the task writes.
+    let wanted = |page: &[u8]| {
+        let words: Vec<u64> = page
+            .chunks_exact(8)
+            .filter_map(|word| Some(u64::from_le_bytes(word.try_into().ok()?)))
+            .collect();
+        words.windows(4).any(|words| {
+            let number = words[0].wrapping_mul(inverse(SEED));
+            (1..=BLOCK_WORDS).contains(&number)
+                && (1..4)
+                    .zip(&words[1..])
+                    .all(|(next, word)| *word == number.wrapping_add(next).wrapping_mul(SEED))
+        })
+    };
+    let dump = Dump::open(DumpFile::open(&path)?)?;
+    let mut places = Vec::new();
+    let mut page = vec![0; 4096];
+    for frame in dump.memory.pieces().iter().flat_map(|piece| piece.frames.iter()) {
+        dump.read(frame.start(), &mut page).context("the dump is damaged")?;
+        if wanted(&page) {
+            places.push(frame.start().raw());
+        }
+    }
+    std::fs::remove_file(&path)?;
+    Ok(places)
+}
+
+/// Words in a secret of 2 MiB.
+const BLOCK_WORDS: u64 = (2 << 20) / 8;
+
+/// The number that undoes a multiplication by an odd one, modulo 2^64.
+fn inverse(odd: u64) -> u64 {
+    // Newton's method doubles the number of right bits; an odd number is right in three.
+    (0..5).fold(odd, |x, _| x.wrapping_mul(2_u64.wrapping_sub(odd.wrapping_mul(x))))
 }
 
 /// Tasks that end otherwise than by a fault.

@@ -36,6 +36,8 @@ fn run(info: &Info) -> u64 {
         "quota" => memory::quota(info),
         "secrets" => secrets::all(info),
         "deaf" => deaf(),
+        "hold-secret" => secrets::hold(false),
+        "spend-secret" => secrets::hold(true),
         _ if name.starts_with("fuzz") => fuzz::calls(name),
         _ => return UNKNOWN,
     }
