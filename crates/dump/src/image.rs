@@ -37,7 +37,7 @@ pub struct KernelImage {
 impl KernelImage {
     /// Adds a leaf, if it maps part of an image; they come in order.
     pub(crate) fn add(&mut self, leaf: &GuestLeaf) {
-        let (gva, gpa, bytes) = (leaf.gva.raw(), leaf.gpa.raw(), leaf.level.frames() << 12);
+        let (gva, gpa, bytes) = (leaf.gva.raw(), leaf.gpa.raw(), leaf.frames().count() << 12);
         if !IMAGE.contains(&gva) {
             return;
         }

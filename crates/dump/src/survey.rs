@@ -196,7 +196,7 @@ fn alias_of(leaf: &GuestLeaf) -> Alias {
     let mut rights = Rights::READ;
     rights.set(Rights::WRITE, leaf.rights.write);
     rights.set(Rights::EXECUTE, leaf.rights.execute);
-    let (gva, gpa, pages) = (leaf.gva, leaf.gpa, leaf.level.frames());
+    let (gva, gpa, pages) = (leaf.gva, leaf.gpa, leaf.frames().count());
     Alias { gva, gpa, pages, level: leaf.level, rights, user: leaf.rights.user }
 }
 
@@ -275,7 +275,7 @@ impl<S: Source> Dump<S> {
             cell_frames: 1,
         };
         let mut room = (MOST_LEAVES, MOST_LEAVES);
-        let visited = self.visit_kernel(root, Gva::new(0), |leaf| {
+        let mut add = |leaf: GuestLeaf| {
             let alias = alias_of(&leaf);
             let [small, large, huge] = &mut survey.leaves;
             *match leaf.level {
@@ -293,7 +293,9 @@ impl<S: Source> Dump<S> {
                 survey.outside_pages += alias.pages;
                 survey.cut_off |= !join(&mut survey.outside, alias, &mut room.1);
             }
-        });
+        };
+        // One by one: part of a run may lead out of the dump.
+        let visited = self.visit_kernel(root, Gva::new(0), |run| run.each().for_each(&mut add));
         survey.visited = visited.map_err(DumpError::Tables)?;
         Ok(survey)
     }

@@ -255,15 +255,15 @@ fn compare(ours: &Ours, reference: &Reference) {
     }
 }
 
-fn race<'a>(criterion: &'a mut Criterion, name: &str) -> Race<'a> {
-    Race { criterion, name: name.into(), pieces: PAGES, piece: "page", samples: 100 }
+fn race(name: &str) -> Race<'static> {
+    Race { name: name.into(), pieces: PAGES, piece: "page", samples: 100 }
 }
 
 fn mapping(criterion: &mut Criterion) {
     let frames = Frames::Consecutive;
     compare(&ours_with(frames), &reference_with(frames));
     let theirs = |state: &mut Reference| map_reference(state, frames);
-    race(criterion, "map").run(("ravelin", ours, map), ("x86_64", reference, theirs));
+    race("map").run(criterion, ("ravelin", ours, map), ("x86_64", reference, theirs));
 }
 
 fn protecting(criterion: &mut Criterion) {
@@ -277,7 +277,8 @@ fn protecting(criterion: &mut Criterion) {
         }
         let mut rights = [HostRights::READ, DATA].into_iter().cycle();
         let mut flags = [READ_FLAGS, DATA_FLAGS].into_iter().cycle();
-        race(criterion, name).run(
+        race(name).run(
+            criterion,
             (
                 "ravelin",
                 || rights.next().unwrap(),
@@ -298,7 +299,8 @@ fn walking(criterion: &mut Criterion) {
     {
         let (ours, reference) = (ours_with(frames), reference_with(frames));
         assert_eq!(walk(&ours), walk_reference(&reference));
-        race(criterion, name).run(
+        race(name).run(
+            criterion,
             ("ravelin", || (), |(): &mut ()| assert_ne!(walk(&ours), 0)),
             ("x86_64", || (), |(): &mut ()| assert_ne!(walk_reference(&reference), 0)),
         );
@@ -312,7 +314,7 @@ fn unmapping(criterion: &mut Criterion) {
     unmap_reference(&mut reference);
     compare(&ours, &reference);
     let (ours, reference) = (move || ours_with(frames), move || reference_with(frames));
-    race(criterion, "unmap").run(("ravelin", ours, unmap), ("x86_64", reference, unmap_reference));
+    race("unmap").run(criterion, ("ravelin", ours, unmap), ("x86_64", reference, unmap_reference));
 }
 
 criterion_group!(benches, mapping, protecting, walking, unmapping);

@@ -1,6 +1,7 @@
 //! Properties of page tables, for every format, against a plain map; and what single operations cost.
 
 mod examples;
+mod exhaustion;
 mod history;
 pub mod memory;
 pub mod model;

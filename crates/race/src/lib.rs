@@ -11,8 +11,6 @@ use std::time::{Duration, Instant};
 
 /// What is compared, in which unit of work.
 pub struct Race<'a> {
-    /// Runs the measurements.
-    pub criterion: &'a mut Criterion,
     /// Name of the work.
     pub name: String,
     /// Pieces of work in one run, such as pages.
@@ -28,12 +26,13 @@ impl Race<'_> {
     /// from, and the run itself, of which alone the time counts. Prints the ratio, unless the command
     /// line left one out.
     pub fn run<A, B>(
-        &mut self,
+        &self,
+        criterion: &mut Criterion,
         (name, make, run): (&str, impl FnMut() -> A, impl FnMut(&mut A)),
         (other, make_other, run_other): (&str, impl FnMut() -> B, impl FnMut(&mut B)),
     ) {
-        let ours = self.time(name, make, run);
-        let theirs = self.time(other, make_other, run_other);
+        let ours = self.time(criterion, name, make, run);
+        let theirs = self.time(criterion, other, make_other, run_other);
         let (Some(ours), Some(theirs)) = (ours, theirs) else { return };
         let Self { name: work, piece, .. } = self;
         println!(
@@ -42,15 +41,29 @@ impl Race<'_> {
         );
     }
 
+    /// Times one way alone.
+    pub fn lap<S>(
+        &self,
+        criterion: &mut Criterion,
+        name: &str,
+        make: impl FnMut() -> S,
+        run: impl FnMut(&mut S),
+    ) {
+        if let Some(time) = self.time(criterion, name, make, run) {
+            println!("{}, {name}: {time:.2} ns a {}, fastest sample\n", self.name, self.piece);
+        }
+    }
+
     /// Nanoseconds a piece in the fastest sample; `None` if there was none.
     fn time<S>(
-        &mut self,
+        &self,
+        criterion: &mut Criterion,
         name: &str,
         mut make: impl FnMut() -> S,
         mut run: impl FnMut(&mut S),
     ) -> Option<f64> {
         let mut fastest = f64::INFINITY;
-        let mut group = self.criterion.benchmark_group(&self.name);
+        let mut group = criterion.benchmark_group(&self.name);
         group.throughput(Throughput::Elements(self.pieces)).sample_size(self.samples);
         group.bench_function(name, |bencher| {
             bencher.iter_custom(|runs| {

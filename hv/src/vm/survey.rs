@@ -49,7 +49,7 @@ pub fn rights_of(rights: GuestRights) -> Rights {
     all
 }
 
-/// Shows every leaf of the kernel half of the current tables, from `start` on.
+/// Shows every leaf of the kernel half of the current tables, from `start` on; gives their number.
 ///
 /// # Errors
 /// The tables are damaged or too many.
@@ -69,16 +69,12 @@ fn visit<V: Vendor>(
         buffers,
         |table, entries| guest::read_table(vcpu.vm, &vcpu.windows, table, entries),
         |found| {
-            leaves += 1;
+            leaves += found.count;
             leaf(found);
         },
     )
     .map_err(|_| "the guest's page tables are too many or linked in circles")?;
     Ok(leaves)
-}
-
-fn frames_of(leaf: &GuestLeaf) -> FrameRange<GuestPhysical> {
-    FrameRange::with_count(leaf.gpa.frame(), leaf.level.frames())
 }
 
 /// All rights that any alias in the kernel half of the current tables gives to a frame of `range`.
@@ -92,7 +88,7 @@ pub fn rights_over<V: Vendor>(
 ) -> Result<Rights, &'static str> {
     let mut rights = Rights::empty();
     visit(vcpu, memory.buffers, EVERYTHING, |leaf| {
-        let frames = frames_of(&leaf);
+        let frames = leaf.frames();
         if frames.start < range.end && range.start < frames.end {
             rights |= rights_of(leaf.rights);
         }
@@ -113,7 +109,7 @@ pub fn examine<V: Vendor>(
     let (buffers, mut counters) = memory.survey();
     let mut batch = counters.batch();
     let leaves = visit(vcpu, buffers, EVERYTHING, |leaf| {
-        batch.map(frames_of(&leaf), rights_of(leaf.rights));
+        batch.map(leaf.frames(), rights_of(leaf.rights));
     })?;
     drop(batch);
     let header = vcpu.vm.manifest.header();
@@ -122,7 +118,7 @@ pub fn examine<V: Vendor>(
     visit(vcpu, buffers, Gva::new(MODULE_RANGE.start), |leaf| {
         if MODULE_RANGE.contains(&leaf.gva.raw()) && leaf.rights.execute && !leaf.rights.user {
             let unwritten = |frame| collective(frame).is_some_and(|rights| rights.writable == 0);
-            add_runs(&mut generated, frames_of(&leaf), unwritten);
+            add_runs(&mut generated, leaf.frames(), unwritten);
         }
     })?;
     let findings = Findings {

@@ -2,7 +2,7 @@
 
 use super::{MOST_BLOCKS, SecretError, SecretHandle, SecretSlot, Secrets};
 use crate::ownership::tests::map::FakeMap;
-use crate::{Block, Epochs, FrameState, Leaves, Owner, Ownership, OwnershipError, Word};
+use crate::{Block, Epochs, FrameState, Leaves, NoTables, Owner, Ownership, OwnershipError, Word};
 use addr::{FRAMES_PER_2M, FrameRange, Hfn};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -192,4 +192,43 @@ fn zeroing_waits_for_the_flush() {
     zeroed.sort_unstable();
     let all: Vec<_> = (blocks[0]..blocks[0] + FRAMES_PER_2M).collect();
     assert_eq!(zeroed, all);
+}
+
+/// Tables and frames end at each point of a secret's life in turn.
+#[test]
+fn every_allocation_may_fail() {
+    const COUNT: usize = 6;
+    let bytes = COUNT as u64 * M2;
+    let taken = |world: &World| {
+        let mut frames = world.frames.range().iter();
+        frames.any(|frame| world.frames.state(frame) != Some(FrameState::Free))
+    };
+    for blocks in 0..COUNT {
+        let mut world = World::new(blocks, SLOTS, 32);
+        let secrets = world.secrets.clone();
+        let expected = SecretError::Frames(OwnershipError::OutOfMemory);
+        assert_eq!(world.create(1, bytes), Err(expected));
+        assert_eq!((taken(&world), &world.secrets), (false, &secrets));
+    }
+    for tables in 0..COUNT as u64 {
+        let mut world = World::new(COUNT, SLOTS, 32);
+        let secrets = world.secrets.clone();
+        world.map.allowance = tables;
+        let expected = SecretError::Frames(OwnershipError::NoTables(NoTables));
+        assert_eq!(world.create(1, bytes), Err(expected));
+        assert_eq!((taken(&world), &world.secrets), (false, &secrets));
+
+        world.map.allowance = u64::MAX;
+        let handle = world.create(1, bytes).unwrap();
+        // Its end needs none.
+        world.map.allowance = 0;
+        world.destroy(1, handle).unwrap();
+        world.flush();
+        assert_eq!((taken(&world), world.secrets.blocks_of(1)), (false, 0));
+        world.map.allowance = tables;
+        assert!(world.frames.bring_back(0, &mut world.map).is_err());
+        world.map.allowance = u64::MAX;
+        world.frames.bring_back(0, &mut world.map).unwrap();
+        assert_eq!(world.frames.leaves().large, COUNT as u64);
+    }
 }

@@ -38,7 +38,7 @@ fn leaves(
 ) -> (Vec<GuestLeaf>, Result<super::Visited, VisitError>) {
     let mut buffers = Box::new([[0; ENTRIES]; 5]);
     let mut leaves = Vec::new();
-    let add = |leaf| leaves.push(leaf);
+    let add = |run: GuestLeaf| leaves.extend(run.each());
     let end = visit_kernel_half(root, levels, start, budget, &mut buffers, copy(tables), add);
     (leaves, end)
 }
@@ -142,7 +142,9 @@ proptest! {
         let (tables, root) = tables_of(&table, &memory, levels);
         let mut found = Vec::new();
         let mut buffers = Box::new([[0; ENTRIES]; 5]);
-        let add = |leaf: GuestLeaf| found.push((leaf.gva.raw(), leaf.gpa.raw()));
+        let add = |run: GuestLeaf| {
+            found.extend(run.each().map(|leaf| (leaf.gva.raw(), leaf.gpa.raw())));
+        };
         visit_user_half(root, levels, 1 << 20, &mut buffers, copy(&tables), add).unwrap();
         prop_assert!(found.iter().all(|(gva, _)| gva >> 63 == 0));
         let (upper, _) = leaves(&tables, root, levels, Gva::new(0), 1 << 20);
@@ -181,6 +183,32 @@ proptest! {
         if let Ok(visited) = end {
             prop_assert!(visited.tables <= budget);
         }
+    }
+}
+
+/// Neighbours are joined as far as they go on, whatever accessed and dirty bits say; no further.
+#[test]
+fn runs_end_where_anything_differs() {
+    const BITS: [u64; 5] = [1 << 1, 1 << 2, 1 << 63, 1 << 0, 1 << 30];
+    for (differs, at) in BITS.into_iter().flat_map(|bit| (1..40).map(move |at| (bit, at))) {
+        let leaf = |index: u64| (0x7_0000_0007 + index * 0x1000) | ((index % 4) << 5);
+        let mut last = Box::new([0; ENTRIES]);
+        last.iter_mut().zip(0..40).for_each(|(entry, index)| *entry = leaf(index));
+        last[usize::try_from(at).unwrap()] ^= differs;
+        let link = |at: u64| {
+            let mut table = Box::new([0; ENTRIES]);
+            table[ENTRIES - 1] = at | 7;
+            table
+        };
+        let tables = [(0, link(0x1000)), (0x1000, link(0x2000)), (0x2000, link(0x3000))];
+        let tables: Tables = tables.into_iter().chain([(0x3000, last)]).collect();
+        let (mut buffers, mut counts) = (Box::new([[0; ENTRIES]; 5]), Vec::new());
+        let (root, start) = (Gpa::new(0), Gva::new(0));
+        let add = |run: GuestLeaf| counts.push(run.count);
+        visit_kernel_half(root, 4, start, 9, &mut buffers, copy(&tables), add).unwrap();
+        let own = u64::from(differs != 1 << 0);
+        let expected = [at, own, 39 - at].into_iter().filter(|count| *count > 0);
+        assert_eq!(counts, expected.collect::<Vec<_>>());
     }
 }
 

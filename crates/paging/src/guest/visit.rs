@@ -2,25 +2,43 @@
 
 use super::{GuestRights, Step, canonical, shift, step};
 use crate::format::{ADDRESS, bits};
-use crate::{ENTRIES, Level};
-use addr::{Gpa, Gva, PAGE_SHIFT};
+use crate::{ENTRIES, LINE, Level};
+use addr::{FrameRange, Gpa, GuestPhysical, Gva, PAGE_SHIFT, PAGE_SIZE};
 use core::ops::Range;
 
 /// Copies of the tables on the way from the root to the current leaf: 20 KiB, too much for a
 /// hypervisor's stack.
 pub type Buffers = [[u64; ENTRIES]; 5];
 
-/// A present leaf.
+/// A present leaf, or several of one table that go on from one to the next in both spaces and allow
+/// the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GuestLeaf {
     /// First address, canonical.
     pub gva: Gva,
     /// Where it leads.
     pub gpa: Gpa,
-    /// Size of the leaf; both addresses are multiples of it.
+    /// Size of each leaf; both addresses are multiples of it.
     pub level: Level,
+    /// Number of leaves, 1 to 512.
+    pub count: u64,
     /// What all levels together allow.
     pub rights: GuestRights,
+}
+
+impl GuestLeaf {
+    /// What they map, all together.
+    pub const fn frames(&self) -> FrameRange<GuestPhysical> {
+        FrameRange::with_count(self.gpa.frame(), self.count << self.level.frame_shift())
+    }
+
+    /// The leaves, one by one.
+    pub fn each(self) -> impl Iterator<Item = Self> {
+        (0..self.count).map(move |number| {
+            let bytes = number << self.level.shift();
+            Self { gva: self.gva.plus(bytes), gpa: self.gpa.plus(bytes), count: 1, ..self }
+        })
+    }
 }
 
 /// What a visit came across.
@@ -57,7 +75,7 @@ struct Cursor {
     rights: GuestRights,
 }
 
-/// Calls `f` for every present leaf in the upper half of the address space, from the leaf that
+/// Calls `f` for all present leaves in the upper half of the address space, from the leaf that
 /// holds `start` on (`Gva::new(0)`: all of them), in the order of addresses.
 ///
 /// `read_table` copies one table page, whose address it gets, and answers whether it could. At
@@ -101,14 +119,37 @@ fn pages(
     f: &mut impl FnMut(GuestLeaf),
 ) {
     let before = start.raw().saturating_sub(first.raw()) >> PAGE_SHIFT;
-    let present = |entry: &&u64| **entry & bits::PRESENT != 0;
-    for (entry, index) in table.iter().zip(0..).filter(|(entry, _)| present(entry)) {
-        if index >= before {
-            let gva = first.plus(index << PAGE_SHIFT);
-            let gpa = Gpa::new(entry & ADDRESS);
-            f(GuestLeaf { gva, gpa, level: Level::Page4K, rights: rights.and(*entry) });
+    let mut rest = table.get(addr::length(before)..).unwrap_or_default();
+    while let [entry, others @ ..] = rest {
+        let index = (ENTRIES - rest.len()) as u64;
+        if entry & bits::PRESENT == 0 {
+            rest = others;
+            continue;
         }
+        let count = 1 + alike(*entry, others);
+        let (gva, gpa) = (first.plus(index << PAGE_SHIFT), Gpa::new(entry & ADDRESS));
+        let rights = rights.and(*entry);
+        f(GuestLeaf { gva, gpa, level: Level::Page4K, count: count as u64, rights });
+        rest = rest.get(count..).unwrap_or_default();
     }
+}
+
+/// How many of the entries that follow a leaf of 4 KiB go on from it, with the same rights.
+fn alike(leaf: u64, entries: &[u64]) -> usize {
+    const MEANS: u64 = ADDRESS | bits::PRESENT | bits::WRITE | bits::USER | bits::NO_EXECUTE;
+    // An address that runs over into bit 52 is like none.
+    let next = (leaf & MEANS) + PAGE_SIZE;
+    let differs = |entry: u64, number: usize| entry & MEANS ^ (next + number as u64 * PAGE_SIZE);
+    if entries.first().is_none_or(|entry| differs(*entry, 0) != 0) {
+        return 0;
+    }
+    let (lines, _) = entries.as_chunks::<LINE>();
+    let is_alike = |(line, first): &(&[u64; LINE], usize)| {
+        line.iter().zip(*first..).fold(0, |any, (entry, n)| any | differs(*entry, n)) == 0
+    };
+    let whole = lines.iter().zip((0..).step_by(LINE)).take_while(is_alike).count() * LINE;
+    let rest = entries.iter().enumerate().skip(whole);
+    whole + rest.take_while(|(number, entry)| differs(**entry, *number) == 0).count()
 }
 
 /// Visits what these entries of the root lead to, from an address on.
@@ -165,7 +206,7 @@ fn visit(
         }
         match step(entry, level) {
             Step::NotPresent => {}
-            Step::Leaf(gpa, level) => f(GuestLeaf { gva, gpa, level, rights }),
+            Step::Leaf(gpa, level) => f(GuestLeaf { gva, gpa, level, count: 1, rights }),
             Step::Table(table) => {
                 let below = usize::from(depth) + 1;
                 if !read(table, &mut buffers[below])? {

@@ -53,6 +53,12 @@ impl FakeMemory {
         self.pages.get(Self::slot(table)).is_some_and(|page| page.used)
     }
 
+    /// What is in all pages in use.
+    pub fn contents(&self) -> Vec<(usize, [u64; ENTRIES])> {
+        let pages = self.pages.iter().enumerate().filter(|(_, page)| page.used);
+        pages.map(|(number, page)| (number, page.entries)).collect()
+    }
+
     fn slot(table: Hfn) -> usize {
         usize::try_from(table.raw() - FIRST).unwrap()
     }

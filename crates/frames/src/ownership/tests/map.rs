@@ -52,9 +52,10 @@ impl FakeMap {
 impl DirectMap for FakeMap {
     fn split(&mut self, frames: FrameRange<HostPhysical>) -> Result<(), NoTables> {
         let (block, is_whole) = self.block_of(frames);
-        if self.large[block] && !is_whole {
+        if self.large[block] {
+            // A whole block may be part of a larger leaf.
             self.table()?;
-            self.large[block] = false;
+            self.large[block] = is_whole;
         }
         Ok(())
     }
