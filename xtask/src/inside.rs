@@ -179,6 +179,18 @@ fn status(report: &Report, policy: &Policy, mode: &str) -> anyhow::Result<()> {
     let counted = kinds["own-memory"] == 2 && kinds["write-text"] == 2 && kinds["msr"] == 0;
     ensure!(counted, "status: violations by kind are {kinds}");
     ensure!(status["exits_by_kind"]["nested-fault"].as_u64() > Some(0), "no exits: {status}");
+    let table: Value = only(report, "table")?;
+    let table = table["text"].as_str().unwrap_or_default();
+    for row in [
+        "kernel locked whole",
+        "own-memory 2",
+        "policy: modules unauthenticated",
+        "write-text deny",
+    ] {
+        let words = |line: &str| line.replace(|letter: char| "│┆".contains(letter), " ");
+        let has = table.lines().any(|line| words(line).split_whitespace().eq(row.split(' ')));
+        ensure!(has, "the table has no row `{row}`: {table}");
+    }
     Ok(())
 }
 

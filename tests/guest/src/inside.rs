@@ -64,6 +64,7 @@ pub fn run(console: &Console, counters: &Counters) -> Result<()> {
 
     console
         .report("status", &serde_json::from_str(&printed(&["status", "--json", "--audit"])?)?)?;
+    console.report("table", &json!({ "text": printed(&["status"])? }))?;
     console.report("metrics", &json!({ "text": printed(&["metrics"])? }))?;
     console.report("served", &json!({ "text": served()? }))?;
 
