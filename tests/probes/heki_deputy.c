@@ -7,6 +7,7 @@
 #include <linux/mm.h>
 #include <linux/vmalloc.h>
 #include <asm/io.h>
+#include <asm/processor.h>
 
 #include "heki.h"
 
@@ -164,10 +165,54 @@ free:
 	return result;
 }
 
+/*
+ * A page that the kernel has made secret: a list of requests that lies there cannot be read for the
+ * kernel either. Also an example of how a kernel uses Ravelin's secret pages.
+ */
+static enum result secret_pages(struct run *run)
+{
+	struct list *list = (struct list *)get_zeroed_page(GFP_KERNEL);
+	enum result result = SUCCEEDED;
+	u64 self, frame;
+
+	if (!list)
+		return finish(run, UNUSABLE, "no memory");
+	self = virt_to_phys(list);
+	frame = self >> PAGE_SHIFT;
+	if (!heki_answers(run, "ordinary list", hypercall(PROTECT_MEMORY, self, 0, 0), 0))
+		goto free;
+	if (!(cpuid_eax(RAVELIN_FEATURES) & RAVELIN_SECRET_PAGES)) {
+		finish(run, SUCCEEDED, "CPUID does not offer secret pages");
+		goto free;
+	}
+	if (!heki_answers(run, "none", hypercall(MAKE_SECRET, frame, 0, 0), -22) ||
+	    !heki_answers(run, "too many", hypercall(MAKE_SECRET, frame, 513, 0), -22) ||
+	    !heki_answers(run, "no RAM", hypercall(MAKE_SECRET, 0xfee00, 1, 0), -14) ||
+	    !heki_answers(run, "overflow", hypercall(MAKE_SECRET, -1ull, 2, 0), -14) ||
+	    !heki_answers(run, "secret", hypercall(MAKE_SECRET, frame, 1, 0), 0))
+		goto free;
+	list->count = 0;
+	if (!heki_answers(run, "secret list", hypercall(PROTECT_MEMORY, self, 0, 0), -14))
+		goto ordinary;
+	/* The kernel itself reads and writes it as before. */
+	list->next = 0x5ec7e7;
+	if (READ_ONCE(list->next) == 0x5ec7e7)
+		result = finish(run, REFUSED, "no window opened on it");
+	list->next = 0;
+ordinary:
+	if (!heki_answers(run, "ordinary", hypercall(MAKE_ORDINARY, frame, 1, 0), 0) ||
+	    !heki_answers(run, "list again", hypercall(PROTECT_MEMORY, self, 0, 0), 0))
+		result = SUCCEEDED;
+free:
+	free_page((unsigned long)list);
+	return result;
+}
+
 const struct probe heki_deputy[] = {
 	{ "store-by-deputy", "have the hypervisor write for the kernel", store_by_deputy },
 	{ "crossing-store", "store across the end of what may be written", crossing_store },
 	{ "lists-elsewhere", "lists that go on outside of the kernel's RAM", lists_elsewhere },
 	{ "list-over-itself", "a list whose pages overlap", list_over_itself },
+	{ "secret-pages", "a list in a page that is secret", secret_pages },
 	{}
 };

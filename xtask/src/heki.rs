@@ -58,7 +58,7 @@ const fn read(name: &'static str, reads: usize) -> Heki {
 }
 
 /// Every case, in order.
-const CASES: [Heki; 36] = [
+const CASES: [Heki; 37] = [
     asked("discovery", &[]),
     asked("version", &[]),
     // The RFC's own four.
@@ -95,6 +95,7 @@ const CASES: [Heki; 36] = [
     asked("crossing-store", &[WriteRodata; 2]),
     asked("lists-elsewhere", &[]),
     asked("list-over-itself", &[WriteRodata]),
+    asked("secret-pages", &[]),
     // READ withheld.
     read("execute-only", 2),
     read("execute-only-text", 2),
