@@ -155,7 +155,8 @@ proptest! {
                 Ok(other) => prop_assert!(false, "{other:?}"),
                 Err(_) => prop_assert!(!(begins && byte == 0xcc && length == 1)),
             }
-            let touched = offset as usize..offset as usize + length;
+            let first = usize::try_from(offset).unwrap();
+            let touched = first..first + length;
             for at in touched {
                 let (now, then) = (model.memory.text[at], before[at]);
                 prop_assert!(now == then || (now == 0xcc && model.starts.contains(&(at as u64))));
