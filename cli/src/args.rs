@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand, ValueEnum};
 use ravelin::{check, machine};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Run a Linux kernel under Ravelin, which enforces the kernel's integrity from outside it.
 #[derive(Parser)]
@@ -20,22 +20,81 @@ pub enum Command {
     Iso(Iso),
     /// Write the manifest of a kernel, which tells the hypervisor what it must know about it
     Prepare(Prepare),
+    /// Write the image of a task, for a boot loader of your own
+    Task(Task),
     /// Print what a kernel holds, and what Ravelin can and cannot enforce on it
     Inspect(Inspect),
     /// Search a memory dump for what can be written and executed, through one mapping or two
     Audit(Audit),
     /// Inside a guest: say whether Ravelin protects it, how, and what that has cost so far
     #[command(
-        after_help = "Exit codes: 0 the kernel is locked, 1 it is not or not yet, 2 there is no Ravelin here"
+        after_help = "Exit codes: 0 the kernel is locked, 1 it is not or not yet, or the audit failed, 2 there is no Ravelin here"
     )]
     Status {
         /// Print the result as JSON
         #[arg(long)]
         json: bool,
+        /// Have every page table in the machine audited too
+        #[arg(long)]
+        audit: bool,
     },
+    /// Inside a guest: print the latest events, oldest first (as root)
+    Events(Events),
+    /// Inside a guest: print the counters in Prometheus' text format
+    Metrics(Metrics),
     /// Work with policy files
     #[command(subcommand)]
     Policy(PolicyCommand),
+}
+
+#[derive(clap::Args)]
+pub struct Events {
+    /// Go on, and print events as they happen, until Ctrl-C
+    #[arg(long, short)]
+    pub follow: bool,
+    /// Print one JSON object per line, as `ravelin run --events` writes them
+    #[arg(long)]
+    json: bool,
+    /// Print lines for the journal: with a priority such as <3> in front, and without the time
+    #[arg(long, conflicts_with = "json")]
+    journal: bool,
+}
+
+/// How events are printed.
+#[derive(Clone, Copy)]
+pub enum Form {
+    /// For people.
+    Lines,
+    /// JSON objects.
+    Json,
+    /// For journald.
+    Journal,
+}
+
+impl Events {
+    /// How events are printed.
+    pub const fn form(&self) -> Form {
+        match (self.json, self.journal) {
+            (true, _) => Form::Json,
+            (false, true) => Form::Journal,
+            (false, false) => Form::Lines,
+        }
+    }
+}
+
+const METRICS: &str = "\
+Root gets everything; others get no violations by kind, and no policy.
+
+For node_exporter's textfile collector write to another file first and rename it:
+  ravelin metrics > /var/lib/node_exporter/ravelin.prom.new &&
+      mv /var/lib/node_exporter/ravelin.prom.new /var/lib/node_exporter/ravelin.prom";
+
+#[derive(clap::Args)]
+#[command(after_help = METRICS)]
+pub struct Metrics {
+    /// Serve them over HTTP at /metrics, as on 127.0.0.1:9700, until Ctrl-C
+    #[arg(long, value_name = "ADDRESS")]
+    pub listen: Option<std::net::SocketAddr>,
 }
 
 #[derive(Subcommand)]
@@ -89,6 +148,8 @@ pub struct Run {
     /// Hypervisor image [default: $RAVELIN_HYPERVISOR, or ravelin-hv beside this program]
     #[arg(long, value_name = "FILE", conflicts_with = "bare")]
     pub hypervisor: Option<PathBuf>,
+    #[command(flatten)]
+    pub tasks: Tasks,
     /// What emulates the machine
     #[arg(long, value_enum, default_value = "qemu")]
     pub emulator: Emulator,
@@ -188,6 +249,50 @@ pub struct Iso {
     /// Hypervisor image [default: $RAVELIN_HYPERVISOR, or ravelin-hv beside this program]
     #[arg(long, value_name = "FILE")]
     pub hypervisor: Option<PathBuf>,
+    #[command(flatten)]
+    pub tasks: Tasks,
+    /// Where to write the image
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+}
+
+/// What runs beside the guest, in ring 3 of the hypervisor.
+#[derive(clap::Args)]
+pub struct Tasks {
+    /// Task that decides what the policy leaves to thought [default: ravelin-warden beside the
+    /// hypervisor image]
+    #[arg(long, value_name = "FILE", conflicts_with = "no_warden")]
+    pub warden: Option<PathBuf>,
+    /// Leave it out: the hypervisor decides alone
+    #[arg(long)]
+    pub no_warden: bool,
+    /// Another task; can be given seven times
+    #[arg(long, value_name = "FILE")]
+    pub task: Vec<PathBuf>,
+}
+
+impl Tasks {
+    /// The tasks for the hypervisor at this path.
+    ///
+    /// # Errors
+    /// There is no warden, and it was not to be left out.
+    pub fn find(&self, hypervisor: &Path) -> anyhow::Result<machine::Tasks> {
+        let warden = if self.no_warden {
+            None
+        } else {
+            Some(check::warden(self.warden.as_deref(), hypervisor)?)
+        };
+        Ok(machine::Tasks { warden, others: self.task.clone() })
+    }
+}
+
+#[derive(clap::Args)]
+pub struct Task {
+    /// Program: a static ELF file
+    pub program: PathBuf,
+    /// Name in reports [default: the name of the file]
+    #[arg(long)]
+    pub name: Option<String>,
     /// Where to write the image
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,

@@ -111,6 +111,21 @@ pub fn hypervisor(given: Option<&Path>) -> anyhow::Result<PathBuf> {
     Ok(beside)
 }
 
+/// The warden's program or image: `given`, or `ravelin-warden` beside the hypervisor image.
+///
+/// # Errors
+/// There is none.
+pub fn warden(given: Option<&Path>, hypervisor: &Path) -> anyhow::Result<PathBuf> {
+    let path = given.map_or_else(|| hypervisor.with_file_name("ravelin-warden"), Path::to_owned);
+    ensure!(
+        path.is_file(),
+        "there is no warden at {}; build it with `cargo build --release -p warden`, name one with \
+         --warden, or leave it out with --no-warden",
+        path.display()
+    );
+    Ok(path)
+}
+
 /// The Bochs program: `given`, or `RAVELIN_BOCHS`, or the one that `cargo xtask bochs` builds in
 /// the folder that this program was built in.
 ///

@@ -43,6 +43,14 @@ pub enum Body {
     },
 }
 
+impl Record {
+    /// The record that this header and payload make.
+    pub fn new(header: &Header, payload: &[u8], missing: u64) -> Self {
+        let body = body(header, payload);
+        Self { sequence: header.sequence, tsc: header.time, missing, body }
+    }
+}
+
 /// Finds records in a stream of bytes.
 #[derive(Default)]
 pub struct Decoder {

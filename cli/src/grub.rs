@@ -3,7 +3,7 @@
 
 use crate::check;
 use anyhow::{Context, ensure};
-use boot_info::{MAX_COMMAND_LINE, SEPARATOR};
+use boot_info::{MAX_COMMAND_LINE, Role, SEPARATOR};
 use std::borrow::Cow;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -57,17 +57,18 @@ pub fn linux(kernel: &Path, initrd: &Path, append: &str, disc: &Path) -> anyhow:
 /// A file cannot be read, the command line not be passed on, or the disc not be written.
 pub fn hypervisor(
     hypervisor: &Path,
-    modules: &[(&str, PathBuf)],
+    modules: &[(Role, PathBuf)],
     append: &str,
     disc: &Path,
 ) -> anyhow::Result<()> {
     const HYPERVISOR: &str = "ravelin-hv";
     let mut commands = format!("multiboot2 /boot/{HYPERVISOR} {SEPARATOR} {}\n", quoted(append)?);
+    let names: Vec<String> = (1..=modules.len()).map(|number| format!("module-{number}")).collect();
     let mut files = vec![(HYPERVISOR, hypervisor)];
-    for (role, path) in modules {
+    for ((role, path), name) in modules.iter().zip(&names) {
         // The hypervisor learns a module's role from the last word of its string.
-        writeln!(commands, "module2 /boot/{role} {role}")?;
-        files.push((role, path));
+        writeln!(commands, "module2 /boot/{name} {}", role.word())?;
+        files.push((name, path));
     }
     make("Linux under Ravelin", &commands, &files, disc)
 }

@@ -6,6 +6,7 @@
 use crate::args::Iso;
 use abi::policy::Policy;
 use anyhow::{Context, ensure};
+use boot_info::Role;
 use linux_image::Summary;
 use ravelin::{cache, check, grub, machine, policy};
 use std::process::ExitCode;
@@ -23,6 +24,7 @@ pub fn iso(args: &Iso) -> anyhow::Result<ExitCode> {
     check::read("initrd", &args.initrd)?;
     let policy = args.policy.as_deref().map_or_else(|| Ok(Policy::default()), policy::load)?;
     let hypervisor = check::hypervisor(args.hypervisor.as_deref())?;
+    let tasks = args.tasks.find(&hypervisor)?;
     let manifest = machine::manifest(&args.kernel, &kernel, args.manifest.as_deref())?;
 
     let work = tempfile::Builder::new().prefix("ravelin-iso-").tempdir()?;
@@ -31,12 +33,15 @@ pub fn iso(args: &Iso) -> anyhow::Result<ExitCode> {
         std::fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
         anyhow::Ok(path)
     };
-    let modules = [
-        ("kernel", args.kernel.clone()),
-        ("initrd", args.initrd.clone()),
-        ("manifest", file("manifest", &resident(&kernel, &manifest)?)?),
-        ("policy", file("policy", policy.to_record().as_bytes())?),
+    let mut modules = vec![
+        (Role::Kernel, args.kernel.clone()),
+        (Role::Initrd, args.initrd.clone()),
+        (Role::Manifest, file("manifest", &resident(&kernel, &manifest)?)?),
+        (Role::Policy, file("policy", policy.to_record().as_bytes())?),
     ];
+    for (number, (role, image)) in tasks.load()?.into_iter().enumerate() {
+        modules.push((role, file(&format!("task-{number}"), &image)?));
+    }
     let disc = work.path().join("disc.iso");
     grub::hypervisor(&hypervisor, &modules, &machine::with_console(&args.append), &disc)?;
     cache::write_atomically(&args.output, &std::fs::read(&disc)?)?;

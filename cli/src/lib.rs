@@ -16,4 +16,5 @@ pub mod report;
 mod scratch;
 mod symbols;
 pub mod table;
+pub mod task;
 mod watch;

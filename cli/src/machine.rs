@@ -7,9 +7,10 @@
 use crate::events::Record;
 use crate::scratch::Scratch;
 use crate::watch::{Input, Message, PATIENCE, Run, lines, pieces};
-use crate::{bochs, cache, check, qemu};
+use crate::{bochs, cache, check, qemu, task};
 use abi::policy::Policy;
-use anyhow::Context;
+use anyhow::{Context, ensure};
+use boot_info::{MOST_TASKS, Role};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
 use std::ops::ControlFlow;
@@ -92,7 +93,32 @@ pub enum Protection {
         policy: Policy,
         /// A manifest to use in place of the kernel's own.
         manifest: Option<PathBuf>,
+        /// What runs beside the guest.
+        tasks: Tasks,
     },
+}
+
+/// Files of tasks, each an image or an ELF program.
+#[derive(Clone, Debug, Default)]
+pub struct Tasks {
+    /// The task that answers for the policy; without it the hypervisor decides alone.
+    pub warden: Option<PathBuf>,
+    /// Others, at most [`MOST_TASKS`].
+    pub others: Vec<PathBuf>,
+}
+
+impl Tasks {
+    /// Checks them, and gives their images with their roles as boot modules.
+    ///
+    /// # Errors
+    /// One of them is no task, or there are too many.
+    pub fn load(&self) -> anyhow::Result<Vec<(Role, Vec<u8>)>> {
+        let most = self.others.len() <= MOST_TASKS;
+        ensure!(most, "there can be {MOST_TASKS} tasks besides the warden, not more");
+        let warden = self.warden.iter().map(|path| (Role::Warden, path));
+        let others = self.others.iter().map(|path| (Role::Task, path));
+        warden.chain(others).map(|(role, path)| Ok((role, task::load(path)?))).collect()
+    }
 }
 
 /// How instructions are executed.
@@ -161,7 +187,8 @@ impl Machine {
         }
         match &self.protection {
             Protection::Bare => Ok(Vec::new()),
-            Protection::Ravelin { manifest: given, .. } => {
+            Protection::Ravelin { manifest: given, tasks, .. } => {
+                tasks.load()?;
                 manifest(&self.kernel, &kernel, given.as_deref())
             }
         }
@@ -223,18 +250,23 @@ impl Machine {
         &self,
         manifest: &[u8],
         policy: &Policy,
+        tasks: &Tasks,
         scratch: &Scratch,
-    ) -> anyhow::Result<[(&'static str, PathBuf); 4]> {
+    ) -> anyhow::Result<Vec<(Role, PathBuf)>> {
         // The hypervisor has no use for symbols, and loading them takes time. A file that is no
         // manifest goes as it is: refusing it is the hypervisor's part.
         let resident = linux_image::without_symbols(manifest);
         let manifest = resident.as_deref().unwrap_or(manifest);
-        Ok([
-            ("kernel", scratch.link(&self.kernel, "kernel")?),
-            ("initrd", scratch.link(&self.initrd, "initrd")?),
-            ("manifest", scratch.write(manifest, "manifest")?),
-            ("policy", scratch.write(policy.to_record().as_bytes(), "policy")?),
-        ])
+        let mut modules = vec![
+            (Role::Kernel, scratch.link(&self.kernel, "kernel")?),
+            (Role::Initrd, scratch.link(&self.initrd, "initrd")?),
+            (Role::Manifest, scratch.write(manifest, "manifest")?),
+            (Role::Policy, scratch.write(policy.to_record().as_bytes(), "policy")?),
+        ];
+        for (number, (role, image)) in tasks.load()?.into_iter().enumerate() {
+            modules.push((role, scratch.write(&image, &format!("task-{number}"))?));
+        }
+        Ok(modules)
     }
 
     fn start_qemu<'a>(

@@ -2,15 +2,16 @@
 
 mod args;
 mod audit;
+mod inside;
 mod inspect;
 mod iso;
 mod prepare;
 mod run;
-mod status;
 
+use anyhow::Context;
 use args::{Args, Command, PolicyCommand};
 use clap::Parser;
-use ravelin::policy;
+use ravelin::{cache, check, policy, task};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -18,9 +19,12 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Iso(args) => iso::iso(&args),
         Command::Prepare(args) => prepare::prepare(&args),
+        Command::Task(args) => task(&args),
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Audit(args) => audit::audit(&args),
-        Command::Status { json } => status::status(json),
+        Command::Status { json, audit } => inside::status(json, audit),
+        Command::Events(args) => inside::events(&args),
+        Command::Metrics(args) => inside::metrics(&args),
         Command::Policy(PolicyCommand::Check { file }) => policy::load(&file).map(|policy| {
             anstream::print!("{}", policy::to_toml(&policy));
             ExitCode::SUCCESS
@@ -30,4 +34,14 @@ fn main() -> ExitCode {
         anstream::eprintln!("ravelin: {error:#}");
         ExitCode::from(2)
     })
+}
+
+/// Writes the image of a task.
+fn task(args: &args::Task) -> anyhow::Result<ExitCode> {
+    let name = args.name.clone().unwrap_or_else(|| task::name(&args.program));
+    let program = check::read("program", &args.program)?;
+    let image = task::convert(&program, &name)
+        .with_context(|| format!("{} cannot be a task", args.program.display()))?;
+    cache::write_atomically(&args.output, &image)?;
+    Ok(ExitCode::SUCCESS)
 }

@@ -2,12 +2,12 @@
 //!
 //! Every key may be left out; an unknown key or value is an error that names its line.
 
-use abi::event::{Verdict, ViolationKind};
-use abi::policy::{HekiExec, Modules, Patching, Policy, SupervisorExec};
+use abi::event::ViolationKind;
+use abi::policy::{HekiExec, Modules, Patching, Policy, Reaction, SupervisorExec, Warden};
 use anyhow::Context;
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use std::fmt::Write;
+use std::fmt::Write as _;
 use std::io::Read;
 use std::path::Path;
 use toml::Spanned;
@@ -43,10 +43,16 @@ impl Preset {
         let standard = Policy::default();
         match self {
             Self::Standard => standard,
-            Self::Audit => Policy { reactions: [Verdict::Log; ViolationKind::COUNT], ..standard },
+            Self::Audit => Policy { reactions: [Reaction::Log; ViolationKind::COUNT], ..standard },
             Self::Strict => Policy {
                 modules: Modules::Deny,
-                patching: Patching { ftrace: false, ..standard.patching },
+                patching: Patching {
+                    ftrace: false,
+                    kprobes: false,
+                    livepatch: false,
+                    ..standard.patching
+                },
+                jit: false,
                 ..standard
             },
         }
@@ -66,6 +72,8 @@ struct PatchingTable {
     jump_label: Option<Choice>,
     static_call: Option<Choice>,
     ftrace: Option<Choice>,
+    kprobes: Option<Choice>,
+    livepatch: Option<Choice>,
 }
 
 #[derive(Deserialize)]
@@ -78,10 +86,19 @@ enum Request {
 
 #[derive(Clone, Copy, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-enum Reaction {
+enum Answer {
     Log,
     Deny,
     Stop,
+    Ask,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WardenTable {
+    stop_after: Option<Spanned<u32>>,
+    within_seconds: Option<u32>,
+    heki_configure: Option<Choice>,
 }
 
 #[derive(Deserialize)]
@@ -92,10 +109,13 @@ struct File {
     modules: Option<Code>,
     announce: Option<bool>,
     heki_exec: Option<Request>,
+    jit: Option<Choice>,
     #[serde(default)]
     patching: PatchingTable,
     #[serde(default)]
-    reactions: BTreeMap<Spanned<String>, Reaction>,
+    reactions: BTreeMap<Spanned<String>, Answer>,
+    #[serde(default)]
+    warden: WardenTable,
 }
 
 /// Reads the policy file at `path`.
@@ -135,11 +155,14 @@ pub fn parse(text: &str) -> anyhow::Result<Policy> {
         None => {}
     }
     policy.announce = file.announce.unwrap_or(policy.announce);
-    let Patching { jump_label, static_call, ftrace } = &mut policy.patching;
+    let Patching { jump_label, static_call, ftrace, kprobes, livepatch } = &mut policy.patching;
     for (choice, allowed) in [
         (file.patching.jump_label, jump_label),
         (file.patching.static_call, static_call),
         (file.patching.ftrace, ftrace),
+        (file.patching.kprobes, kprobes),
+        (file.patching.livepatch, livepatch),
+        (file.jit, &mut policy.jit),
     ] {
         *allowed = choice.map_or(*allowed, |choice| choice == Choice::Allow);
     }
@@ -149,14 +172,15 @@ pub fn parse(text: &str) -> anyhow::Result<Policy> {
         Some(Request::Deny) => policy.heki_exec = HekiExec::Deny,
         None => {}
     }
+    policy.warden = warden(text, &file.warden)?;
     let default = file.reactions.iter().find(|(name, _)| name.get_ref() == "default");
     if let Some((_, reaction)) = default {
-        policy.reactions = [verdict(*reaction); ViolationKind::COUNT];
+        policy.reactions = [reaction_of(*reaction); ViolationKind::COUNT];
     }
     for (name, reaction) in &file.reactions {
         let kind = ViolationKind::ALL.into_iter().find(|kind| kind.name() == name.get_ref());
         match kind.and_then(|kind| policy.reactions.get_mut(kind as usize)) {
-            Some(slot) => *slot = verdict(*reaction),
+            Some(slot) => *slot = reaction_of(*reaction),
             None if name.get_ref() == "default" => {}
             None => {
                 let (line, column) = position(text, name.span().start);
@@ -188,35 +212,77 @@ pub fn to_toml(policy: &Policy) -> String {
         HekiExec::Verify => "verify",
         HekiExec::Deny => "deny",
     };
-    let Patching { jump_label, static_call, ftrace } = policy.patching;
-    let choice = |allowed| if allowed { "\"allow\"" } else { "\"deny\"" };
-    let in_vain = if ftrace && !policy.patching_in_force().ftrace {
-        " # denied all the same: it needs modules"
-    } else {
-        ""
-    };
-    let mut text = format!(
+    let in_force = policy.patching_in_force();
+    // Writing to a String cannot fail.
+    let mut text = String::new();
+    let _ = write!(
+        text,
         "supervisor_exec = \"{exec}\"\nmodules = \"{modules}\"\nannounce = {}\n\
-         heki_exec = \"{heki_exec}\"\n\n\
-         [patching]\njump_label = {}\nstatic_call = {}\nftrace = {}{in_vain}\n\n[reactions]\n",
+         heki_exec = \"{heki_exec}\"\n{}\n[patching]\n",
         policy.announce,
-        choice(jump_label),
-        choice(static_call),
-        choice(ftrace),
+        choice("jit", policy.jit, policy.jit_in_force(), "modules"),
     );
+    for (key, allowed, in_force, needs) in [
+        ("jump_label", policy.patching.jump_label, in_force.jump_label, ""),
+        ("static_call", policy.patching.static_call, in_force.static_call, ""),
+        ("ftrace", policy.patching.ftrace, in_force.ftrace, "modules"),
+        ("kprobes", policy.patching.kprobes, in_force.kprobes, "modules"),
+        ("livepatch", policy.patching.livepatch, in_force.livepatch, "modules and ftrace"),
+    ] {
+        text += &choice(key, allowed, in_force, needs);
+    }
+    text += "\n[reactions]\n";
     for (kind, reaction) in ViolationKind::ALL.iter().zip(policy.reactions) {
-        // Writing to a String cannot fail.
         let _ = writeln!(text, "{} = \"{}\"", kind.name(), reaction.name());
     }
+    let Warden { stop_after, within_seconds, heki_configure } = policy.warden;
+    let heki_configure = choice("heki_configure", heki_configure, heki_configure, "");
+    let _ = write!(
+        text,
+        "\n[warden]\nstop_after = {stop_after}\nwithin_seconds = {within_seconds}\n{heki_configure}"
+    );
+    let told: String = policy.kernel_arguments().collect();
+    let _ = writeln!(text, "\n# The kernel's command line will begin with:\n# {}", told.trim_end());
     text
 }
 
-fn verdict(reaction: Reaction) -> Verdict {
-    match reaction {
-        Reaction::Log => Verdict::Log,
-        Reaction::Deny => Verdict::Deny,
-        Reaction::Stop => Verdict::Stop,
+/// The line of a key that allows something; it says so where that is in vain.
+fn choice(key: &str, allowed: bool, in_force: bool, needs: &str) -> String {
+    let value = if allowed { "allow" } else { "deny" };
+    let in_vain = if allowed && !in_force {
+        format!(" # denied all the same: it needs {needs}")
+    } else {
+        String::new()
+    };
+    format!("{key} = \"{value}\"{in_vain}\n")
+}
+
+fn reaction_of(answer: Answer) -> Reaction {
+    match answer {
+        Answer::Log => Reaction::Log,
+        Answer::Deny => Reaction::Deny,
+        Answer::Stop => Reaction::Stop,
+        Answer::Ask => Reaction::Ask,
     }
+}
+
+/// What the section says, over what is in force without it.
+fn warden(text: &str, table: &WardenTable) -> anyhow::Result<Warden> {
+    let mut warden = Warden::DEFAULT;
+    if let Some(stop_after) = &table.stop_after {
+        let (line, _) = position(text, stop_after.span().start);
+        let (number, most) = (*stop_after.get_ref(), Warden::MOST);
+        anyhow::ensure!(
+            number <= most,
+            "line {line}: stop_after is {number}; it can be 1 to {most}, or 0 for never"
+        );
+        warden.stop_after = number;
+    }
+    warden.within_seconds = table.within_seconds.unwrap_or(warden.within_seconds);
+    if let Some(choice) = table.heki_configure {
+        warden.heki_configure = choice == Choice::Allow;
+    }
+    Ok(warden)
 }
 
 /// Line and column, from 1, of a byte of `text`.
@@ -243,32 +309,45 @@ mod tests {
         let audit = parse("preset = 'audit'\n[reactions]\nmsr = 'stop'").unwrap();
         for kind in ViolationKind::ALL {
             let stops = kind == ViolationKind::Msr;
-            assert_eq!(audit.reaction(kind), if stops { Verdict::Stop } else { Verdict::Log });
+            assert_eq!(audit.reaction(kind), if stops { Reaction::Stop } else { Reaction::Log });
         }
         assert_eq!((audit.modules, audit.patching), (Modules::Unauthenticated, Patching::ALL));
         let strict = parse("preset = 'strict'").unwrap();
         assert_eq!(strict.modules, Modules::Deny);
-        assert_eq!(strict.patching, Patching { ftrace: false, ..Patching::ALL });
+        let tracing = Patching { ftrace: false, kprobes: false, livepatch: false, ..Patching::ALL };
+        assert_eq!((strict.patching, strict.jit), (tracing, false));
         assert_eq!(strict.reactions, Policy::default().reactions);
         let text = "preset = 'strict'\nmodules = 'unauthenticated'\n\
+                    jit = 'allow'\n\
                     [patching]\nftrace = 'allow'\njump_label = 'deny'";
         let mixed = parse(text).unwrap();
         assert_eq!(mixed.modules, Modules::Unauthenticated);
-        assert_eq!(mixed.patching, Patching { jump_label: false, ..Patching::ALL });
+        let patching = Patching { ftrace: true, jump_label: false, ..tracing };
+        assert_eq!((mixed.patching, mixed.jit), (patching, true));
     }
 
     #[test]
-    fn a_tracer_without_modules_is_pointed_out() {
-        let says = |text| to_toml(&parse(text).unwrap()).contains("denied all the same");
-        assert!(says("modules = 'deny'"));
-        assert!(!says("preset = 'strict'") && !says(""));
+    fn what_is_allowed_in_vain_is_pointed_out() {
+        let says = |text| to_toml(&parse(text).unwrap()).matches("denied all the same").count();
+        assert_eq!(says("modules = 'deny'"), 4);
+        assert_eq!(says("[patching]\nftrace = 'deny'"), 1);
+        assert_eq!((says("preset = 'strict'"), says("")), (0, 0));
+    }
+
+    #[test]
+    fn what_the_kernel_is_told_is_shown() {
+        let shown = to_toml(&parse("jit = 'deny'").unwrap());
+        assert!(
+            shown.contains("# sysctl.kernel.kexec_load_disabled=1 sysctl.net.core."),
+            "{shown}"
+        );
     }
 
     #[test]
     fn a_default_reaction_is_overridden_by_name() {
         let policy = parse("[reactions]\nmsr = 'log'\ndefault = 'stop'\n").unwrap();
-        assert_eq!(policy.reactions[ViolationKind::Msr as usize], Verdict::Log);
-        assert_eq!(policy.reactions[ViolationKind::Patch as usize], Verdict::Stop);
+        assert_eq!(policy.reactions[ViolationKind::Msr as usize], Reaction::Log);
+        assert_eq!(policy.reactions[ViolationKind::Patch as usize], Reaction::Stop);
     }
 
     #[test]
@@ -279,9 +358,14 @@ mod tests {
             ("modules = 3", "line 1", "modules"),
             ("preset = 'lax'", "line 1", "lax"),
             ("[patching]\nftrace = true", "line 2", "ftrace"),
-            ("[patching]\nkprobes = 'allow'", "line 2", "kprobes"),
+            ("[patching]\nuprobes = 'allow'", "line 2", "uprobes"),
+            ("jit = 'interpret'", "line 1", "interpret"),
             ("[reactions]\n\nwrite-txt = 'log'", "line 3, column 1", "write-txt"),
             ("[reactions]\nmsr = 'panic'", "line 2", "panic"),
+            ("[warden]\n\nstop_after = 33", "line 3", "1 to 32"),
+            ("[warden]\nwithin_seconds = -1", "line 2", "within_seconds"),
+            ("[warden]\nheki_configure = true", "line 2", "heki_configure"),
+            ("[warden]\nforgive = 1", "line 2", "forgive"),
         ] {
             let message = format!("{:#}", parse(text).unwrap_err());
             assert!(message.contains(line) && message.contains(word), "{message}");
@@ -291,9 +375,10 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_written_is_read_back(
-            views: bool, modules: bool, announce: bool, patching: [bool; 3],
+            views: bool, modules: bool, announce: bool, patching: [bool; 5], jit: bool,
             heki_exec in 0_usize..3,
-            reactions: [u8; ViolationKind::COUNT],
+            reactions in prop::array::uniform(0..Reaction::ALL.len()),
+            stop_after in 0..=Warden::MOST, within_seconds in 0..=u32::MAX, heki_configure: bool,
         ) {
             let policy = Policy {
                 supervisor_exec: if views { SupervisorExec::Views } else { SupervisorExec::Off },
@@ -303,9 +388,13 @@ mod tests {
                     jump_label: patching[0],
                     static_call: patching[1],
                     ftrace: patching[2],
+                    kprobes: patching[3],
+                    livepatch: patching[4],
                 },
+                jit,
                 heki_exec: HekiExec::ALL[heki_exec],
-                reactions: reactions.map(|n| Verdict::from_number(n % 3).unwrap()),
+                reactions: reactions.map(|number| Reaction::ALL[number]),
+                warden: Warden { stop_after, within_seconds, heki_configure },
             };
             prop_assert_eq!(parse(&to_toml(&policy)).unwrap(), policy);
         }

@@ -7,7 +7,8 @@
 use crate::machine::{Accel, Boot, Machine, Protection};
 use crate::notice::Notice;
 use crate::scratch::Scratch;
-use std::path::Path;
+use boot_info::Role;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// What QEMU emulates unless told otherwise: a CPU with SVM and nested paging.
@@ -60,9 +61,11 @@ pub fn command(
             qemu.arg("-kernel").arg(&machine.kernel).arg("-initrd").arg(&machine.initrd);
             qemu.args(["-append", &machine.append]);
         }
-        (Boot::Direct, Protection::Ravelin { hypervisor, policy, .. }) => {
-            let modules = machine.modules(manifest, policy, scratch)?;
-            let modules = modules.map(|(role, path)| format!("{} {role}", path.display()));
+        (Boot::Direct, Protection::Ravelin { hypervisor, policy, tasks, .. }) => {
+            let modules = machine.modules(manifest, policy, tasks, scratch)?;
+            let module =
+                |(role, path): &(Role, PathBuf)| format!("{} {}", path.display(), role.word());
+            let modules: Vec<String> = modules.iter().map(module).collect();
             qemu.arg("-kernel").arg(hypervisor).args(["-initrd", &modules.join(",")]);
             qemu.args(["-append", &format!("-- {}", machine.append)]);
         }

@@ -2,7 +2,8 @@
 
 use crate::args::{self, Run};
 use abi::policy::Policy;
-use anyhow::Context;
+use anyhow::{Context, ensure};
+use jiff::Timestamp;
 use ravelin::events::Record;
 use ravelin::machine::{self, Boot, Console, Emulator, Ended, Machine, Protection};
 use ravelin::report::{self, Symbols};
@@ -31,7 +32,7 @@ pub fn run(args: &Run) -> anyhow::Result<ExitCode> {
     let mut on_event = |record: &Record| {
         anstream::eprintln!("{}", report::line(record, &symbols));
         if let Some(file) = &mut file {
-            let written = writeln!(file, "{}", report::json(record, &symbols));
+            let written = writeln!(file, "{}", report::json(record, &symbols, Timestamp::now()));
             lost = lost.take().or(written.err());
         }
     };
@@ -50,12 +51,16 @@ pub fn run(args: &Run) -> anyhow::Result<ExitCode> {
 
 fn machine(args: &Run) -> anyhow::Result<Machine> {
     let protection = if args.bare {
+        let given = args.tasks.warden.is_some() || !args.tasks.task.is_empty();
+        ensure!(!given, "a task needs the hypervisor: leave out --bare, or --warden and --task");
         Protection::Bare
     } else {
+        let hypervisor = check::hypervisor(args.hypervisor.as_deref())?;
         Protection::Ravelin {
             policy: args.policy.as_deref().map_or_else(|| Ok(Policy::default()), policy::load)?,
-            hypervisor: check::hypervisor(args.hypervisor.as_deref())?,
             manifest: args.manifest.clone(),
+            tasks: args.tasks.find(&hypervisor)?,
+            hypervisor,
         }
     };
     Ok(Machine {

@@ -186,7 +186,10 @@ impl<'a> Run<'a> {
             Body::Violation(violation) => {
                 self.stopped |= violation.verdict == Verdict::Stop as u8;
             }
-            Body::Fatal(text) => self.fatal = Some(text.clone()),
+            Body::Fatal(text) => {
+                self.stopped |= text.starts_with("stopped by");
+                self.fatal = Some(text.clone());
+            }
             _ => {}
         }
     }

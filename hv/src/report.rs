@@ -1,10 +1,15 @@
 //! The event channel: records ([`abi::event`]) to the debug console at port 0xe9, which the guest
-//! cannot reach. Where there is none (bare machine, GRUB), the same things go to COM1 as text.
+//! cannot reach. Where there is none (bare machine, GRUB), the same things go to COM1 as text. Either
+//! way they are published for the guest ([`crate::publish`]).
 
 use crate::cpu::instructions::{
     halt_for_ever, port_read_u8, port_write_all, port_write_u8, port_write_u16, time_stamp,
 };
-use abi::event::{Header, MAGIC, MAX_PAYLOAD, RecordKind, Violation, ViolationKind};
+use crate::publish::REGION;
+use crate::task::{self, inbox::Post};
+use abi::event::{Header, MAGIC, MAX_PAYLOAD, NO_ADDRESS, RecordKind, Violation, ViolationKind};
+use abi::task::MessageKind;
+use addr::{Gfn, Gpa};
 use arrayvec::ArrayString;
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -19,9 +24,12 @@ const TRANSMIT_EMPTY: u8 = 1 << 5;
 
 struct Channel {
     debug_console: bool,
+    /// Whoever has the channel by its lock is the only one to write records.
+    publishes: bool,
 }
 
-static CHANNEL: SpinMutex<Channel> = SpinMutex::new(Channel { debug_console: false });
+static CHANNEL: SpinMutex<Channel> =
+    SpinMutex::new(Channel { debug_console: false, publishes: true });
 static SEQUENCE: AtomicU64 = AtomicU64::new(0);
 
 /// Finds out where records go. Before this they go to COM1.
@@ -34,19 +42,23 @@ pub fn last_sequence() -> u64 {
     SEQUENCE.load(Ordering::Relaxed)
 }
 
-/// Sends one record; `text` says the same where only text can be shown.
-fn send(channel: &mut Channel, kind: RecordKind, payload: &[u8], text: fmt::Arguments<'_>) {
+/// Sends one record, and answers its number; `text` says the same where only text can be shown.
+fn send(channel: &mut Channel, kind: RecordKind, payload: &[u8], text: fmt::Arguments<'_>) -> u64 {
     let sequence = SEQUENCE.fetch_add(1, Ordering::Relaxed) + 1;
+    let length = u16::try_from(payload.len().min(MAX_PAYLOAD)).unwrap_or(0);
+    let payload = payload.get(..usize::from(length)).unwrap_or_default();
+    let header = Header { magic: MAGIC, kind: kind as u16, length, sequence, time: time_stamp() };
+    if channel.publishes {
+        REGION.record(&header, payload);
+    }
     if channel.debug_console {
-        let length = u16::try_from(payload.len().min(MAX_PAYLOAD)).unwrap_or(0);
-        let header =
-            Header { magic: MAGIC, kind: kind as u16, length, sequence, time: time_stamp() };
         port_write_all(DEBUG_CONSOLE, header.as_bytes());
-        port_write_all(DEBUG_CONSOLE, payload.get(..usize::from(length)).unwrap_or_default());
+        port_write_all(DEBUG_CONSOLE, payload);
     } else {
         // Writing to a serial port cannot fail.
         let _ = writeln!(Serial, "ravelin: {text}\r");
     }
+    sequence
 }
 
 struct Serial;
@@ -80,15 +92,30 @@ pub fn log(text: fmt::Arguments<'_>) {
 
 /// Reports a structured record that is no violation.
 pub fn record(kind: RecordKind, payload: &[u8], text: fmt::Arguments<'_>) {
-    send(&mut CHANNEL.lock(), kind, payload, text);
+    record_about(kind, payload, None, text);
+}
+
+/// The record is written here and now, whatever becomes of the warden, who gets a copy, and may
+/// look at the frame that it is about.
+fn record_about(kind: RecordKind, payload: &[u8], about: Option<Gfn>, text: fmt::Arguments<'_>) {
+    let sequence = send(&mut CHANNEL.lock(), kind, payload, text);
+    let kind = u32::from(kind as u16);
+    task::tell_warden(Post { about, ..Post::new(MessageKind::Event, kind, sequence, payload) });
 }
 
 /// Reports a violation.
 pub fn violation(violation: &Violation) {
-    let kind = ViolationKind::from_number(violation.kind).map_or("unknown", ViolationKind::name);
-    record(
+    let kind = ViolationKind::from_number(violation.kind);
+    if let Some(kind) = kind {
+        let _channel = CHANNEL.lock();
+        REGION.count_violation(kind);
+    }
+    let kind = kind.map_or("unknown", ViolationKind::name);
+    let about = (violation.gpa != NO_ADDRESS).then(|| Gpa::new(violation.gpa).frame());
+    record_about(
         RecordKind::Violation,
         violation.as_bytes(),
+        about,
         format_args!(
             "violation {kind}: vCPU {} CPL {} RIP {:#x} GPA {:#x} old {:#x} new {:#x}",
             violation.vcpu,
@@ -113,7 +140,10 @@ pub fn fatal(text: fmt::Arguments<'_>) -> ! {
     }
     match channel {
         Some(mut channel) => send_text(&mut channel, RecordKind::Fatal, text),
-        None => send_text(&mut Channel { debug_console: true }, RecordKind::Fatal, text),
+        None => {
+            let mut channel = Channel { debug_console: true, publishes: false };
+            send_text(&mut channel, RecordKind::Fatal, text);
+        }
     }
     power_off()
 }

@@ -45,6 +45,8 @@ pub enum Exit {
     },
     /// VMMCALL or VMCALL.
     Hypercall,
+    /// The guest can take an interrupt.
+    InterruptWindow,
     /// Another instruction of the virtualization extension, which the guest does not have.
     VirtualizationInstruction,
     /// XSETBV.
@@ -75,6 +77,8 @@ pub struct Access {
     pub gpa: Gpa,
     /// There is a translation, but not with the right that was needed.
     pub present: bool,
+    /// It would have written, and may have read as well.
+    pub write: bool,
     /// It was an instruction fetch.
     pub fetch: bool,
     /// It was made by the guest's own page walk, not by its instruction.
@@ -161,6 +165,8 @@ pub trait Vendor: Sized + 'static {
     fn check_support() -> Result<(), &'static str>;
     /// How a table entry can allow execution to user and to supervisor code separately, if it can.
     fn splits_execution() -> Option<SplitExecution>;
+    /// Whether a table entry can allow execution and not reading.
+    fn executes_unread() -> bool;
     /// What leaves say of caching, read on the first CPU.
     ///
     /// # Errors
@@ -194,6 +200,14 @@ pub trait Vendor: Sized + 'static {
     /// Delivers an NMI at the next entry, if the guest can take one. If it cannot,
     /// [`Exit::NmiWindow`] follows as soon as it can.
     fn inject_nmi(&mut self) -> bool;
+    /// Whether an interrupt could be delivered at the next entry.
+    fn can_take_interrupt(&self) -> bool;
+    /// Delivers an interrupt that the CPU has accepted, at the next entry; the guest can take one.
+    fn inject_interrupt(&mut self, vector: u8);
+    /// Has [`Exit::InterruptWindow`] follow as soon as the guest can take an interrupt.
+    fn request_interrupt_window(&mut self);
+    /// Whether interrupts, where RFLAGS.IF allows them, and NMIs reach this CPU now, for a task.
+    fn accept_interrupts(&mut self, accept: bool);
 
     /// Length of the instruction that exited, in bytes, where the CPU tells.
     fn instruction_length(&self) -> Option<u8>;

@@ -1,17 +1,38 @@
-//! What a program in a guest asks of Ravelin: its counters, by the hypercall that every privilege
-//! level may make ([`abi::hypercall`]). No kernel module is needed.
+//! What a program in a guest asks of Ravelin: its counters, and an audit, by the hypercalls that every
+//! privilege level may make ([`abi::hypercall`]). No kernel module is needed.
 
 use std::arch::asm;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use abi::hypercall::{Counter, READ_COUNTER, SupervisorMode, UNKNOWN};
+use abi::hypercall::{
+    AUDIT, AUDIT_FAILED, AUDIT_LATER, Counter, READ_COUNTER, SupervisorMode, UNKNOWN,
+};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
 /// Bytes of a VMMCALL or VMCALL instruction.
 const HYPERCALL_LENGTH: i64 = 3;
 /// A number that no counter has.
 const NO_COUNTER: u64 = u64::MAX;
+
+/// The largest errno, negated; anything above is an error.
+const ERRORS: u64 = 4095_u64.wrapping_neg();
+
+/// What came of an audit of all page tables in the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Audit {
+    /// All is as it must be.
+    Passed {
+        /// Runs of leaves that were judged.
+        runs: u64,
+    },
+    /// A leaf breaks a rule; the event channel says which.
+    Failed,
+    /// The last audit was too recent.
+    Later,
+    /// This Ravelin makes none.
+    Unknown,
+}
 
 /// Ravelin, under which this program runs.
 #[derive(Clone, Copy)]
@@ -44,10 +65,31 @@ impl Ravelin {
         call(READ_COUNTER, counter as u64)
     }
 
+    /// Has all page tables in the machine audited.
+    pub fn audit(self) -> Audit {
+        match call(AUDIT, 0) {
+            AUDIT_FAILED => Audit::Failed,
+            AUDIT_LATER => Audit::Later,
+            runs if runs < ERRORS => Audit::Passed { runs },
+            _ => Audit::Unknown,
+        }
+    }
+
     /// The answer to any hypercall that takes one argument.
     pub fn call(self, number: u64, argument: u64) -> u64 {
         call(number, argument)
     }
+
+    /// The answer to any hypercall that takes two arguments, in RBX and RCX.
+    pub fn call_with(self, number: u64, first: u64, second: u64) -> u64 {
+        call_with(number, first, second)
+    }
+}
+
+/// Time-stamp counter of this CPU.
+pub fn ticks() -> u64 {
+    // SAFETY: RDTSC is part of x86-64 and touches nothing but its result.
+    unsafe { core::arch::x86_64::_rdtsc() }
 }
 
 /// Set by [`on_illegal`]: the hypercall is undefined here.
@@ -69,7 +111,7 @@ static IS_INTEL: LazyLock<bool> = LazyLock::new(|| {
 });
 
 macro_rules! call_by {
-    ($instruction:literal, $number:expr, $argument:expr) => {{
+    ($instruction:literal, $number:expr, $argument:expr, $second:expr) => {{
         let mut answer = $number;
         // SAFETY: the hypercall changes RAX only; without a hypervisor it raises SIGILL, for which
         // `Ravelin::detect` has a handler. RBX is put back, since the compiler may use it.
@@ -79,6 +121,7 @@ macro_rules! call_by {
                 $instruction,
                 "xchg rbx, {argument}",
                 argument = inout(reg) $argument => _,
+                in("rcx") $second,
                 inout("rax") answer,
                 options(nostack),
             );
@@ -88,10 +131,14 @@ macro_rules! call_by {
 }
 
 fn call(number: u64, argument: u64) -> u64 {
+    call_with(number, argument, 0)
+}
+
+fn call_with(number: u64, first: u64, second: u64) -> u64 {
     if *IS_INTEL {
-        call_by!("vmcall", number, argument)
+        call_by!("vmcall", number, first, second)
     } else {
-        call_by!("vmmcall", number, argument)
+        call_by!("vmmcall", number, first, second)
     }
 }
 

@@ -96,6 +96,9 @@ static inline u64 raw_cr4(void)
 	return value;
 }
 
+/* The counter that tells where the hypervisor's memory begins. */
+#define OWN_MEMORY 17
+
 /* Counter `number` of the hypervisor; false without one (the hypercall is then undefined). */
 static inline bool hypervisor_counter(u64 number, u64 *value)
 {

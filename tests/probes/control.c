@@ -162,12 +162,35 @@ static enum result msr_sysenter_eip(struct run *run)
 	return change_msr(run, MSR_IA32_SYSENTER_EIP, 0x10);
 }
 
+/* EFER.SVME or CR4.VMXE: who has it set can put a hypervisor of his own under the kernel. */
+static enum result virtualization(struct run *run)
+{
+	u64 before, after = 0;
+	unsigned long flags;
+	bool written;
+
+	if (boot_cpu_data.x86_vendor != X86_VENDOR_INTEL)
+		return change_msr(run, MSR_EFER, EFER_SVME);
+	local_irq_save(flags);
+	before = raw_cr4();
+	written = attempt_cr4(before | X86_CR4_VMXE);
+	after = raw_cr4();
+	if (after != before)
+		attempt_cr4(before);
+	local_irq_restore(flags);
+
+	if (!written || !(after & X86_CR4_VMXE))
+		return finish(run, REFUSED, written ? "CR4 kept its value" : "write of CR4 faulted");
+	return finish(run, SUCCEEDED, "CR4 became %#llx", after);
+}
+
 const struct probe control_probes[] = {
 	{ "cr0-wp", "clear CR0.WP", cr0_wp },
 	{ "cr4-smep", "clear CR4.SMEP", cr4_smep, has_smep },
 	{ "cr4-smap", "clear CR4.SMAP", cr4_smap, has_smap },
 	{ "cr4-umip", "clear CR4.UMIP", cr4_umip, has_umip },
 	{ "efer-nxe", "clear EFER.NXE", efer_nxe },
+	{ "virtualization", "set EFER.SVME (AMD) or CR4.VMXE (Intel)", virtualization },
 	{ "msr-lstar", "move the entry of SYSCALL", msr_lstar },
 	{ "msr-cstar", "move the entry of SYSCALL from 32-bit code", msr_cstar },
 	{ "msr-star", "change the selectors of SYSCALL", msr_star },

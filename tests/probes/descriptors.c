@@ -80,7 +80,7 @@ static bool attempt_ltr(u16 selector)
 	return ATTEMPT("ltr %w[selector]", (), ([selector] "r"((u32)selector)));
 }
 
-static enum result ldt_load(struct run *run)
+enum result ldt_load(struct run *run)
 {
 	unsigned long flags, page = get_zeroed_page(GFP_KERNEL);
 	ldt_desc *slot, old;
@@ -113,7 +113,7 @@ static enum result ldt_load(struct run *run)
  * LTR marks the descriptor busy, in the table that GDTR names: the kernel maps that one
  * read-only, so its entry is forged too.
  */
-static enum result tr_load(struct run *run)
+enum result tr_load(struct run *run)
 {
 	unsigned long flags, page = get_zeroed_page(GFP_KERNEL);
 	struct desc_ptr gdt;

@@ -36,13 +36,13 @@ static long request_list(u64 count)
 	return hypercall(PROTECT_MEMORY, virt_to_phys(list), 0, 0);
 }
 
-static long request(u64 start, u64 pages, u64 permissions)
+long heki_request(u64 start, u64 pages, u64 permissions)
 {
 	list->entries[0] = (struct entry){ start, start + pages * PAGE_SIZE, permissions };
 	return request_list(1);
 }
 
-static u64 physical(const void *at)
+u64 physical_of(const void *at)
 {
 	struct leaf leaf;
 
@@ -50,7 +50,7 @@ static u64 physical(const void *at)
 }
 
 /* Notes the first answer that is not as it must be. */
-static bool answers(struct run *run, const char *what, long answer, long expected)
+bool heki_answers(struct run *run, const char *what, long answer, long expected)
 {
 	if (answer == expected)
 		return true;
@@ -107,7 +107,7 @@ static enum result cr_disable_smep(struct run *run)
 
 	if (!(raw_cr4() & X86_CR4_SMEP))
 		return finish(run, UNUSABLE, "SMEP is off");
-	asked = answers(run, "pin", hypercall(LOCK_CONTROL_REGISTER, 4, X86_CR4_SMEP, 0), 0);
+	asked = heki_answers(run, "pin", hypercall(LOCK_CONTROL_REGISTER, 4, X86_CR4_SMEP, 0), 0);
 	if (!register_holds(4, 0, X86_CR4_SMEP))
 		return finish(run, SUCCEEDED, "SMEP was cleared");
 	return asked ? finish(run, REFUSED, "general protection, SMEP is set") : SUCCEEDED;
@@ -118,9 +118,9 @@ static enum result pin_by_request(struct run *run)
 {
 	if (register_holds(0, 0, X86_CR0_AM) || register_holds(4, X86_CR4_PVI, 0))
 		return finish(run, UNUSABLE, "a bit is pinned already");
-	if (!answers(run, "pin CR0.AM",
+	if (!heki_answers(run, "pin CR0.AM",
 		     hypercall(LOCK_CONTROL_REGISTER, 0, X86_CR0_WP | X86_CR0_AM, 0), 0) ||
-	    !answers(run, "pin CR4.PVI to 0",
+	    !heki_answers(run, "pin CR4.PVI to 0",
 		     hypercall(LOCK_CONTROL_REGISTER, 4, X86_CR4_PVI, FLAG_ZEROS), 0))
 		return SUCCEEDED;
 	if (!register_holds(0, 0, X86_CR0_AM))
@@ -142,10 +142,10 @@ static enum result bad_pins(struct run *run)
 	};
 
 	for (size_t i = 0; i < ARRAY_SIZE(bad); i++)
-		if (!answers(run, "bad pin",
+		if (!heki_answers(run, "bad pin",
 			     hypercall(LOCK_CONTROL_REGISTER, bad[i].a0, bad[i].a1, bad[i].a2), -22))
 			return SUCCEEDED;
-	if (!answers(run, "unknown hypercall", hypercall(15, 0, 0, 0), -1000))
+	if (!heki_answers(run, "unknown hypercall", hypercall(15, 0, 0, 0), -1000))
 		return SUCCEEDED;
 	return finish(run, REFUSED, "every one has its error");
 }
@@ -160,10 +160,10 @@ static enum result write_to(struct run *run, const u8 *buffer)
 	if (!leaf_find(&leaf, (unsigned long)buffer) || leaf.original & ENTRY_WRITE)
 		return finish(run, UNUSABLE, "%px is not mapped read-only", buffer);
 	for (int page = 0; page < 2; page++) {
-		u64 at = physical(buffer + page * PAGE_SIZE);
+		u64 at = physical_of(buffer + page * PAGE_SIZE);
 
-		asked = asked && answers(run, "R, immutable", request(at, 1, R | IMMUTABLE), 0) &&
-			answers(run, "then RW", request(at, 1, R | W), -1);
+		asked = asked && heki_answers(run, "R, immutable", heki_request(at, 1, R | IMMUTABLE), 0) &&
+			heki_answers(run, "then RW", heki_request(at, 1, R | W), -1);
 	}
 	leaf_forge(&leaf, ENTRY_WRITE, 0);
 	written = attempt_write8((void *)buffer, 0x11);
@@ -189,15 +189,15 @@ static enum result write_to_ro_after_init(struct run *run)
 /* RFC, test 4. */
 static enum result exec(struct run *run)
 {
-	u64 at = physical(function);
+	u64 at = physical_of(function);
 	struct leaf leaf;
 	struct call call;
 	bool asked;
 
 	if (!leaf_find(&leaf, (unsigned long)function))
 		return finish(run, UNUSABLE, "%px is not mapped", function);
-	asked = answers(run, "R, immutable", request(at, 1, R | IMMUTABLE), 0) &&
-		answers(run, "then RX", request(at, 1, R | X), -1);
+	asked = heki_answers(run, "R, immutable", heki_request(at, 1, R | IMMUTABLE), 0) &&
+		heki_answers(run, "then RX", heki_request(at, 1, R | X), -1);
 	leaf_forge(&leaf, 0, ENTRY_NX);
 	call = call_function((void *)function);
 	leaf_restore(&leaf);
@@ -216,22 +216,22 @@ static enum result remove(struct run *run)
 	if (!page)
 		return finish(run, UNUSABLE, "no memory");
 	at = virt_to_phys(page);
-	if (!answers(run, "RW", request(at, 1, R | W), 0) ||
-	    !answers(run, "R", request(at, 1, R), 0))
+	if (!heki_answers(run, "RW", heki_request(at, 1, R | W), 0) ||
+	    !heki_answers(run, "R", heki_request(at, 1, R), 0))
 		goto out;
 	if (attempt_write8(page, 0x11) || READ_ONCE(*page)) {
 		finish(run, SUCCEEDED, "a page without WRITE was written");
 		goto out;
 	}
 	/* Nothing is withheld any more. */
-	if (!answers(run, "RWX", request(at, 1, R | W | X), 0))
+	if (!heki_answers(run, "RWX", heki_request(at, 1, R | W | X), 0))
 		goto out;
 	if (!attempt_write8(page, 0x11) || READ_ONCE(*page) != 0x11)
 		result = finish(run, SUCCEEDED, "WRITE was not given back");
 	else
 		result = finish(run, REFUSED, "WRITE was taken away and given back");
 out:
-	request(at, 1, R | W | X);
+	heki_request(at, 1, R | W | X);
 	free_page((unsigned long)page);
 	return result;
 }
@@ -248,14 +248,14 @@ static enum result all_or_nothing(struct run *run)
 	at = virt_to_phys(page);
 	list->entries[0] = (struct entry){ at, at + PAGE_SIZE, R };
 	list->entries[1] = (struct entry){ 1, PAGE_SIZE, R };
-	if (!answers(run, "unaligned", request_list(2), -22))
+	if (!heki_answers(run, "unaligned", request_list(2), -22))
 		goto out;
 	list->entries[1] = (struct entry){ at, at + PAGE_SIZE, R };
-	if (!answers(run, "overlap", request_list(2), -22))
+	if (!heki_answers(run, "overlap", request_list(2), -22))
 		goto out;
-	list->entries[1] = (struct entry){ physical((void *)stext), 0, R | W };
+	list->entries[1] = (struct entry){ physical_of((void *)stext), 0, R | W };
 	list->entries[1].end = list->entries[1].start + PAGE_SIZE;
-	if (!answers(run, "writable text", request_list(2), -1))
+	if (!heki_answers(run, "writable text", request_list(2), -1))
 		goto out;
 	if (attempt_write8(page, 0x11) && READ_ONCE(*page) == 0x11)
 		result = finish(run, REFUSED, "the first entry was not applied");
@@ -271,22 +271,22 @@ static enum result bad_lists(struct run *run)
 	u64 self = virt_to_phys(list), own = 0;
 
 	list->entries[0] = (struct entry){ 0, PAGE_SIZE, R | W };
-	if (!answers(run, "170 entries", request_list(170), -7))
+	if (!heki_answers(run, "170 entries", request_list(170), -7))
 		return SUCCEEDED;
 	list->count = 0;
 	list->next_physical = self;
-	if (!answers(run, "circle", hypercall(PROTECT_MEMORY, self, 0, 0), -22) ||
-	    !answers(run, "list in the APIC", hypercall(PROTECT_MEMORY, 0xfee00000, 0, 0), -14) ||
-	    !answers(run, "range in the APIC", request(0xfee00000, 1, R | W), -14) ||
-	    !answers(run, "no list", hypercall(PROTECT_MEMORY, 0, 0, 0), 0) ||
-	    !answers(run, "no permissions", request(self, 1, 0), -22) ||
-	    !answers(run, "unknown permission", request(self, 1, 16), -22) ||
-	    !answers(run, "execution alone", request(self, 1, X), -95))
+	if (!heki_answers(run, "circle", hypercall(PROTECT_MEMORY, self, 0, 0), -22) ||
+	    !heki_answers(run, "list in the APIC", hypercall(PROTECT_MEMORY, 0xfee00000, 0, 0), -14) ||
+	    !heki_answers(run, "range in the APIC", heki_request(0xfee00000, 1, R | W), -14) ||
+	    !heki_answers(run, "no list", hypercall(PROTECT_MEMORY, 0, 0, 0), 0) ||
+	    !heki_answers(run, "no permissions", heki_request(self, 1, 0), -22) ||
+	    !heki_answers(run, "unknown permission", heki_request(self, 1, 16), -22) ||
+	    !heki_answers(run, "writing alone", heki_request(self, 1, W), -95))
 		return SUCCEEDED;
-	if (!hypervisor_counter(16, &own))
+	if (!hypervisor_counter(OWN_MEMORY, &own))
 		return finish(run, UNUSABLE, "the hypervisor's memory is not told");
-	if (!answers(run, "list in its memory", hypercall(PROTECT_MEMORY, own, 0, 0), -14) ||
-	    !answers(run, "range in its memory", request(own, 1, R | W), -14))
+	if (!heki_answers(run, "list in its memory", hypercall(PROTECT_MEMORY, own, 0, 0), -14) ||
+	    !heki_answers(run, "range in its memory", heki_request(own, 1, R | W), -14))
 		return SUCCEEDED;
 	return finish(run, REFUSED, "every one has its error");
 }
@@ -301,13 +301,13 @@ static enum result own_list(struct run *run)
 
 	if (!other)
 		return finish(run, UNUSABLE, "no memory");
-	if (!answers(run, "R for the list", request(self, 1, R), 0)) {
+	if (!heki_answers(run, "R for the list", heki_request(self, 1, R), 0)) {
 		free_page((unsigned long)other);
 		return SUCCEEDED;
 	}
 	protected = !attempt_write64(&mine->count, 0x77) && READ_ONCE(mine->count) == 1;
 	list = other;
-	request(self, 1, R | W | X);
+	heki_request(self, 1, R | W | X);
 	list = mine;
 	free_page((unsigned long)other);
 	if (!protected)
@@ -318,13 +318,13 @@ static enum result own_list(struct run *run)
 /* What the lock fixed is not widened, and can be asked for again. */
 static enum result lock_not_widened(struct run *run)
 {
-	u64 text = physical((void *)stext), data = physical((void *)(rodata & PAGE_MASK));
+	u64 text = physical_of((void *)stext), data = physical_of((void *)(rodata & PAGE_MASK));
 
-	if (!answers(run, "text RWX", request(text, 1, R | W | X), -1) ||
-	    !answers(run, "text RX", request(text, 1, R | X), 0) ||
-	    !answers(run, "read-only data RW", request(data, 1, R | W), -1) ||
-	    !answers(run, "read-only data RX", request(data, 1, R | X), -1) ||
-	    !answers(run, "read-only data R", request(data, 1, R), 0))
+	if (!heki_answers(run, "text RWX", heki_request(text, 1, R | W | X), -1) ||
+	    !heki_answers(run, "text RX", heki_request(text, 1, R | X), 0) ||
+	    !heki_answers(run, "read-only data RW", heki_request(data, 1, R | W), -1) ||
+	    !heki_answers(run, "read-only data RX", heki_request(data, 1, R | X), -1) ||
+	    !heki_answers(run, "read-only data R", heki_request(data, 1, R), 0))
 		return SUCCEEDED;
 	return finish(run, REFUSED, "only what the lock allows is granted");
 }
@@ -343,22 +343,40 @@ static const struct probe cases[] = {
 	{ "bad-lists", "lists that are wrong, or not in RAM", bad_lists },
 	{ "own-list", "a request for the list itself", own_list },
 	{ "lock-not-widened", "more than the lock allows", lock_not_widened },
-	{ "random", "random requests on all CPUs at once", heki_random },
 	{}
 };
+
+unsigned int heki_calls = 3000;
+
+static enum result random(struct run *run)
+{
+	return heki_random(run, heki_calls);
+}
+
+static const struct probe last[] = {
+	{ "random", "random requests on all CPUs at once", random },
+	{}
+};
+
+static const struct probe *const tables[] = { cases, heki_suite, heki_deputy, heki_read, last };
+
+static void show(struct seq_file *file, const struct probe *one)
+{
+	static const char *const names[] = { "open", "protected", "error" };
+	struct run run = {};
+	enum result result = one->run(&run);
+
+	seq_printf(file, "%s\t%s\t%s\n", one->name, names[result], run.detail);
+}
 
 int heki_show(struct seq_file *file, void *unused)
 {
 	list = (struct list *)get_zeroed_page(GFP_KERNEL);
 	if (!list)
 		return -ENOMEM;
-	for (const struct probe *one = cases; one->name; one++) {
-		static const char *const names[] = { "open", "protected", "error" };
-		struct run run = {};
-		enum result result = one->run(&run);
-
-		seq_printf(file, "%s\t%s\t%s\n", one->name, names[result], run.detail);
-	}
+	for (size_t i = 0; i < ARRAY_SIZE(tables); i++)
+		for (const struct probe *one = tables[i]; one->name; one++)
+			show(file, one);
 	free_page((unsigned long)list);
 	return 0;
 }

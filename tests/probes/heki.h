@@ -44,7 +44,17 @@ static inline long hypercall(u64 number, u64 a0, u64 a1, u64 a2)
 	return done ? (long)answer : UNDEFINED;
 }
 
+/* heki.c: asks for rights of pages; the answer. */
+long heki_request(u64 start, u64 pages, u64 permissions);
+/* Whether the answer is as expected; if not, that is the case's outcome. */
+bool heki_answers(struct run *run, const char *what, long answer, long expected);
+/* Where a mapped address leads, or 0. */
+u64 physical_of(const void *at);
+
+/* heki_suite.c: registers. heki_deputy.c: what the hypervisor does for others. heki_read.c: READ. */
+extern const struct probe heki_suite[], heki_deputy[], heki_read[];
+
 /* heki_random.c */
-enum result heki_random(struct run *run);
+enum result heki_random(struct run *run, unsigned int calls_per_cpu);
 
 #endif

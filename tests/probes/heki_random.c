@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * Random requests on all CPUs at once. Each CPU asks for rights of pages of its own, mixed with
- * what must be refused, and looks now and then whether its pages allow what was granted last.
+ * what must be refused, and looks now and then whether its pages allow what was granted last, and
+ * the kernel's text and read-only data no more than the lock.
  * Some of its lists go on in a page that all CPUs change all the time.
  *
  * Whatever is granted by chance must not hurt this kernel: no entry names memory of others
@@ -17,7 +18,6 @@
 #include "heki.h"
 #include "tables.h"
 
-#define CALLS 3000
 #define CHECK_EVERY 50
 #define PAGES 3
 
@@ -26,7 +26,7 @@ struct worker {
 	struct rnd_state random;
 	struct list *list;
 	u8 *pages[PAGES];
-	bool writable[PAGES]; /* by the last request that was granted */
+	u64 rights[PAGES]; /* by the last request that was granted */
 	unsigned int granted, refused, checked;
 	const char *problem;
 };
@@ -35,6 +35,9 @@ struct worker {
 static struct list *shared;
 static u8 *everybodys;
 static u64 text, data, own;
+/* Writable mappings of pages that the lock made read-only. */
+static u8 *aliases[2];
+static unsigned int calls;
 
 static u32 below(struct worker *worker, u32 limit)
 {
@@ -45,7 +48,8 @@ static u32 below(struct worker *worker, u32 limit)
 static bool fill(struct worker *worker, struct entry *entry, int *page)
 {
 	u64 start, length = PAGE_SIZE, permissions = below(worker, 8);
-	bool possible = permissions & R;
+	bool alone = permissions == X && boot_cpu_data.x86_vendor == X86_VENDOR_INTEL;
+	bool possible = permissions & R || alone;
 
 	*page = -1;
 	switch (below(worker, 12)) {
@@ -77,17 +81,26 @@ static bool fill(struct worker *worker, struct entry *entry, int *page)
 	return possible;
 }
 
-/* A page allows writing if and only if the last request said so. */
+/* A page allows reading and writing if and only if the last request said so. */
 static void check(struct worker *worker)
 {
-	int page = below(worker, PAGES);
-	u8 *at = worker->pages[page], value = READ_ONCE(*at) + 1;
+	int page = below(worker, PAGES + ARRAY_SIZE(aliases));
+	bool locked = page >= PAGES;
+	u8 *at = locked ? aliases[page - PAGES] : worker->pages[page];
+	u64 rights = locked ? 0 : worker->rights[page], seen;
+	u8 value = below(worker, 256);
 	bool written = attempt_write8(at, value);
 
 	worker->checked++;
-	if (written != worker->writable[page] || (READ_ONCE(*at) == value) != written)
-		worker->problem = written ? "a page without WRITE was written" :
-					    "a page with WRITE was not written";
+	if (written && !(rights & W))
+		worker->problem = locked ? "a locked page was written" :
+					   "a page without WRITE was written";
+	if (!written && rights & W)
+		worker->problem = "a page with WRITE was not written";
+	if (!locked && attempt_read64(at, &seen) != !!(rights & R))
+		worker->problem = "READ is not as it was granted";
+	if (written && rights & R && READ_ONCE(*at) != value)
+		worker->problem = "a write had no effect";
 }
 
 static void ask(struct worker *worker)
@@ -105,6 +118,7 @@ static void ask(struct worker *worker)
 	if (kind == 12 || kind == 13) {
 		list->next_physical = virt_to_phys(shared);
 		WRITE_ONCE(shared->entries[0].permissions, below(worker, 32));
+		WRITE_ONCE(shared->entries[1].start, below(worker, 2) ? own : 0xfee00000);
 		WRITE_ONCE(shared->count, below(worker, 3));
 		WRITE_ONCE(shared->next_physical, below(worker, 2) ? virt_to_phys(shared) : 0);
 	} else if (kind == 14) {
@@ -126,14 +140,14 @@ static void ask(struct worker *worker)
 		worker->problem = "what is impossible was granted";
 	for (u32 i = 0; i < count; i++)
 		if (pages[i] >= 0)
-			worker->writable[pages[i]] = list->entries[i].permissions & W;
+			worker->rights[pages[i]] = list->entries[i].permissions;
 }
 
 static void work_on(struct work_struct *work)
 {
 	struct worker *worker = container_of(work, struct worker, work);
 
-	for (int call = 0; call < CALLS && !worker->problem; call++) {
+	for (int call = 0; call < calls && !worker->problem; call++) {
 		ask(worker);
 		if (call % CHECK_EVERY == 0 && !worker->problem)
 			check(worker);
@@ -167,13 +181,13 @@ static bool prepare(struct worker *worker, int cpu)
 	ready = worker->list;
 	for (int page = 0; page < PAGES; page++) {
 		worker->pages[page] = (u8 *)get_zeroed_page(GFP_KERNEL);
-		worker->writable[page] = true;
+		worker->rights[page] = R | W;
 		ready &= !!worker->pages[page];
 	}
 	return ready;
 }
 
-enum result heki_random(struct run *run)
+enum result heki_random(struct run *run, unsigned int calls_per_cpu)
 {
 	struct worker *workers = kcalloc(nr_cpu_ids, sizeof(*workers), GFP_KERNEL);
 	unsigned int granted = 0, refused = 0, checked = 0;
@@ -182,6 +196,7 @@ enum result heki_random(struct run *run)
 	bool ready;
 	int cpu;
 
+	calls = calls_per_cpu;
 	/* These two may be immutable afterwards: they are never freed. */
 	shared = (struct list *)get_zeroed_page(GFP_KERNEL);
 	everybodys = (u8 *)get_zeroed_page(GFP_KERNEL);
@@ -189,7 +204,10 @@ enum result heki_random(struct run *run)
 	text = ready ? leaf_physical(&leaf) : 0;
 	ready = ready && leaf_find(&leaf, rodata & PAGE_MASK);
 	data = ready ? leaf_physical(&leaf) : 0;
-	if (!ready || !hypervisor_counter(16, &own)) {
+	aliases[0] = ready ? text_alias(stext & PAGE_MASK) : NULL;
+	aliases[1] = ready ? text_alias(rodata & PAGE_MASK) : NULL;
+	ready = ready && aliases[0] && aliases[1];
+	if (!ready || !hypervisor_counter(OWN_MEMORY, &own)) {
 		kfree(workers);
 		return finish(run, ready ? SUCCEEDED : UNUSABLE, "no memory, or no hypervisor");
 	}
@@ -215,6 +233,8 @@ enum result heki_random(struct run *run)
 		release(worker);
 	}
 	kfree(workers);
+	for (int i = 0; i < ARRAY_SIZE(aliases); i++)
+		text_unalias(aliases[i]);
 	if (!ready)
 		return finish(run, UNUSABLE, "no memory");
 	if (problem)

@@ -16,19 +16,19 @@
 #include "attempt.h"
 #include "probes.h"
 
-#define OWN_MEMORY 16 /* the counter that tells where the hypervisor's memory begins */
+#define PUBLISHED 19 /* the counter that tells where the region is that the guest may read */
 #define PATTERN 0x6e696c6576617252ull
 
 /*
- * Maps the first bytes of the hypervisor's memory; on a bare machine, a page of RAM that stands
- * for it. `*stand_in` is 0 or the page to free.
+ * Maps the memory of the hypervisor that the counter names; on a bare machine, a page of RAM that
+ * stands for it. `*stand_in` is 0 or the page to free.
  */
-static u64 *map_own_memory(unsigned long *stand_in)
+static u64 *map_memory(u64 counter, unsigned long *stand_in)
 {
 	u64 physical;
 
 	*stand_in = 0;
-	if (!hypervisor_counter(OWN_MEMORY, &physical)) {
+	if (!hypervisor_counter(counter, &physical)) {
 		*stand_in = __get_free_page(GFP_KERNEL);
 		if (!*stand_in)
 			return NULL;
@@ -38,10 +38,10 @@ static u64 *map_own_memory(unsigned long *stand_in)
 	return memremap(physical, PAGE_SIZE, MEMREMAP_WB);
 }
 
-static enum result touch_own_memory(struct run *run, bool write)
+static enum result touch(struct run *run, u64 counter, bool write)
 {
 	unsigned long stand_in;
-	u64 *mapped = map_own_memory(&stand_in), seen = 0;
+	u64 *mapped = map_memory(counter, &stand_in), seen = 0;
 	bool done = false;
 
 	if (!mapped) {
@@ -64,12 +64,17 @@ static enum result touch_own_memory(struct run *run, bool write)
 
 static enum result own_memory_read(struct run *run)
 {
-	return touch_own_memory(run, false);
+	return touch(run, OWN_MEMORY, false);
 }
 
 static enum result own_memory_write(struct run *run)
 {
-	return touch_own_memory(run, true);
+	return touch(run, OWN_MEMORY, true);
+}
+
+static enum result published_write(struct run *run)
+{
+	return touch(run, PUBLISHED, true);
 }
 
 static bool send_init(unsigned int cpu)
@@ -132,6 +137,7 @@ void power_off(void)
 const struct probe machine_probes[] = {
 	{ "own-memory-read", "read the hypervisor's memory", own_memory_read },
 	{ "own-memory-write", "write the hypervisor's memory", own_memory_write },
+	{ "published-write", "write the events that the guest may read", published_write },
 	{}
 };
 

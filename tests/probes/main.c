@@ -4,10 +4,12 @@
  * that matters.
  *
  * /proc/ravelin_probes/list   name, tab, description; one line per probe that applies here
+ * /proc/ravelin_probes/denied the same for those that only a stricter policy refuses
  * /proc/ravelin_probes/run    write "name user-page", read "name, tab, result, tab, detail"
  * /proc/ravelin_probes/state  read "state, tab, kept or lost, tab, detail": no attack, a check
  *                             that the registers of this CPU survive what a hypervisor does
  * /proc/ravelin_probes/heki   read: Heki's hypercalls, one line per case; see heki.c
+ *                             write before: how many random requests each CPU makes
  * /proc/ravelin_probes/off    any write powers off at once, even if other CPUs are dead
  */
 #include <linux/cpumask.h>
@@ -34,10 +36,24 @@ MODULE_PARM_DESC(jump_start, "address of __start___jump_table");
 module_param(jump_end, ulong, 0);
 MODULE_PARM_DESC(jump_end, "address of __stop___jump_table");
 
+unsigned long call_start, call_end, stats_key, call_key, jit_enable;
+module_param(call_start, ulong, 0);
+MODULE_PARM_DESC(call_start, "address of __start_static_call_sites");
+module_param(call_end, ulong, 0);
+MODULE_PARM_DESC(call_end, "address of __stop_static_call_sites");
+module_param(stats_key, ulong, 0);
+MODULE_PARM_DESC(stats_key, "address of sched_schedstats");
+module_param(call_key, ulong, 0);
+MODULE_PARM_DESC(call_key, "address of __SCK__x86_pmu_handle_irq");
+module_param(jit_enable, ulong, 0);
+MODULE_PARM_DESC(jit_enable, "address of bpf_jit_enable");
+
 static const struct probe *const tables[] = {
-	text_probes,	   patch_probes,   execute_probes, control_probes,
+	text_probes,	patch_probes,	   execute_probes, module_probes, control_probes,
 	descriptor_probes, machine_probes, race_probes,	   last_probes,
 };
+
+static const struct probe *const denied_tables[] = { kprobe_probes, jit_probes };
 
 static const char *const result_names[] = { "succeeded", "refused", "error" };
 
@@ -59,12 +75,24 @@ bool more_than_one_cpu(void)
 	return num_online_cpus() > 1;
 }
 
+static void show(struct seq_file *file, const struct probe *table)
+{
+	for (const struct probe *probe = table; probe->name; probe++)
+		if (!probe->applies || probe->applies())
+			seq_printf(file, "%s\t%s\n", probe->name, probe->description);
+}
+
 static int show_list(struct seq_file *file, void *unused)
 {
 	for (size_t i = 0; i < ARRAY_SIZE(tables); i++)
-		for (const struct probe *probe = tables[i]; probe->name; probe++)
-			if (!probe->applies || probe->applies())
-				seq_printf(file, "%s\t%s\n", probe->name, probe->description);
+		show(file, tables[i]);
+	return 0;
+}
+
+static int show_denied(struct seq_file *file, void *unused)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(denied_tables); i++)
+		show(file, denied_tables[i]);
 	return 0;
 }
 
@@ -82,6 +110,11 @@ static int open_list(struct inode *inode, struct file *file)
 	return single_open(file, show_list, NULL);
 }
 
+static int open_denied(struct inode *inode, struct file *file)
+{
+	return single_open(file, show_denied, NULL);
+}
+
 static int open_state(struct inode *inode, struct file *file)
 {
 	return single_open(file, show_state, NULL);
@@ -92,13 +125,23 @@ static int open_heki(struct inode *inode, struct file *file)
 	return single_open_size(file, heki_show, NULL, PAGE_SIZE * 4);
 }
 
+static const struct probe *find_in(const struct probe *table, const char *name)
+{
+	for (const struct probe *probe = table; probe->name; probe++)
+		if (!strcmp(probe->name, name))
+			return probe->applies && !probe->applies() ? NULL : probe;
+	return NULL;
+}
+
 static const struct probe *find(const char *name)
 {
-	for (size_t i = 0; i < ARRAY_SIZE(tables); i++)
-		for (const struct probe *probe = tables[i]; probe->name; probe++)
-			if (!strcmp(probe->name, name))
-				return probe->applies && !probe->applies() ? NULL : probe;
-	return NULL;
+	const struct probe *found = NULL;
+
+	for (size_t i = 0; i < ARRAY_SIZE(tables) && !found; i++)
+		found = find_in(tables[i], name);
+	for (size_t i = 0; i < ARRAY_SIZE(denied_tables) && !found; i++)
+		found = find_in(denied_tables[i], name);
+	return found;
 }
 
 static ssize_t write_run(struct file *file, const char __user *text, size_t length, loff_t *at)
@@ -130,6 +173,13 @@ static ssize_t read_run(struct file *file, char __user *to, size_t length, loff_
 	return simple_read_from_buffer(to, length, at, answer, strlen(answer));
 }
 
+static ssize_t write_heki(struct file *file, const char __user *text, size_t length, loff_t *at)
+{
+	int error = kstrtouint_from_user(text, length, 10, &heki_calls);
+
+	return error ?: length;
+}
+
 static ssize_t write_off(struct file *file, const char __user *text, size_t length, loff_t *at)
 {
 	power_off();
@@ -138,6 +188,13 @@ static ssize_t write_off(struct file *file, const char __user *text, size_t leng
 
 static const struct proc_ops list_ops = {
 	.proc_open = open_list,
+	.proc_read = seq_read,
+	.proc_lseek = seq_lseek,
+	.proc_release = single_release,
+};
+
+static const struct proc_ops denied_ops = {
+	.proc_open = open_denied,
 	.proc_read = seq_read,
 	.proc_lseek = seq_lseek,
 	.proc_release = single_release,
@@ -153,6 +210,7 @@ static const struct proc_ops state_ops = {
 static const struct proc_ops heki_ops = {
 	.proc_open = open_heki,
 	.proc_read = seq_read,
+	.proc_write = write_heki,
 	.proc_lseek = seq_lseek,
 	.proc_release = single_release,
 };
@@ -173,20 +231,28 @@ static int __init probes_init(void)
 {
 	int error;
 
-	if (!stext || !etext || !rodata || !ro_after_init || !jump_start || !jump_end) {
+	if (!stext || !etext || !rodata || !ro_after_init || !jump_start || !jump_end ||
+	    !call_start || !call_end || !stats_key || !call_key || !jit_enable) {
 		pr_err("ravelin_probes: give every address as a parameter (see modinfo)\n");
 		return -EINVAL;
 	}
 	error = execute_init();
 	if (error)
 		return error;
+	error = module_init_text(probes_init);
+	if (error) {
+		execute_exit();
+		return error;
+	}
 	directory = proc_mkdir("ravelin_probes", NULL);
 	if (!directory || !proc_create("list", 0400, directory, &list_ops) ||
+	    !proc_create("denied", 0400, directory, &denied_ops) ||
 	    !proc_create("state", 0400, directory, &state_ops) ||
-	    !proc_create("heki", 0400, directory, &heki_ops) ||
+	    !proc_create("heki", 0600, directory, &heki_ops) ||
 	    !proc_create("run", 0600, directory, &run_ops) ||
 	    !proc_create("off", 0200, directory, &off_ops)) {
 		proc_remove(directory);
+		module_exit_text();
 		execute_exit();
 		return -ENOMEM;
 	}
@@ -196,6 +262,7 @@ static int __init probes_init(void)
 static void __exit probes_exit(void)
 {
 	proc_remove(directory);
+	module_exit_text();
 	execute_exit();
 }
 

@@ -7,6 +7,8 @@
 #include <linux/jump_label.h>
 #include <linux/mm.h>
 #include <linux/reboot.h>
+#include <linux/static_call_types.h>
+#include <linux/stop_machine.h>
 #include <linux/string.h>
 
 #include "attempt.h"
@@ -89,13 +91,171 @@ static unsigned long unpatchable_text(void)
 	return 0;
 }
 
+/* Not even a kprobe goes into an instruction. */
 static enum result patch_int3(struct run *run)
 {
 	unsigned long target = unpatchable_text();
 
 	if (!target)
 		return finish(run, UNUSABLE, "no padding in kernel text");
+	return patch(run, target + 1, 0xcc, 1);
+}
+
+/* What a kprobe does, where the policy allows none. */
+static enum result kprobe_text(struct run *run)
+{
+	unsigned long target = unpatchable_text();
+
+	if (!target)
+		return finish(run, UNUSABLE, "no padding in kernel text");
 	return patch(run, target, 0xcc, 1);
+}
+
+/* A change of a patch site by the kernel's own steps. */
+struct change {
+	unsigned long place;
+	void *alias;
+	u8 length; /* 2 or 5 */
+	u8 new[5];
+	bool skip_tail; /* Goes from the breakpoint to the first byte at once. */
+	/* What came of it. */
+	bool written;
+	u8 now[5];
+};
+
+static bool write_tail(const struct change *change, const u8 *bytes)
+{
+	u32 tail;
+
+	if (change->length == 2)
+		return attempt_write8(change->alias + 1, bytes[1]);
+	memcpy(&tail, bytes + 1, sizeof(tail));
+	return attempt_write32(change->alias + 1, tail);
+}
+
+/*
+ * Makes the change, looks, and goes back by the same road. All other CPUs are stopped: none of
+ * them runs into the breakpoint.
+ */
+static int make_change(void *data)
+{
+	struct change *change = data;
+	u8 old[5] = {};
+
+	memcpy(old, (const void *)change->place, change->length);
+	change->written = attempt_write8(change->alias, 0xcc) &&
+			  (change->skip_tail || write_tail(change, change->new)) &&
+			  attempt_write8(change->alias, change->new[0]);
+	barrier();
+	memcpy(change->now, (const void *)change->place, change->length);
+	/* After a refusal nothing but the breakpoint is there. */
+	if (change->now[0] != 0xcc && change->now[0] != old[0])
+		attempt_write8(change->alias, 0xcc);
+	if (memcmp(change->now + 1, old + 1, change->length - 1))
+		write_tail(change, old);
+	if (change->now[0] != old[0])
+		attempt_write8(change->alias, old[0]);
+	return 0;
+}
+
+static enum result make(struct run *run, struct change *change)
+{
+	bool changed;
+
+	change->alias = text_alias(change->place);
+	if (!change->alias)
+		return finish(run, UNUSABLE, "no alias of %#lx", change->place);
+	stop_machine(make_change, change, NULL);
+	text_unalias(change->alias);
+	changed = change->now[0] == change->new[0] &&
+		  (change->skip_tail ||
+		   !memcmp(change->now, change->new, change->length));
+	if (!change->written)
+		return finish(run, REFUSED, "patch of %#lx faulted, it held %*ph", change->place,
+			      change->length, change->now);
+	if (!changed)
+		return finish(run, REFUSED, "patch of %#lx had no effect", change->place);
+	return finish(run, SUCCEEDED, "%#lx patched to %*ph", change->place, change->length,
+		      change->now);
+}
+
+/*
+ * A static branch of the scheduler's statistics, which nothing here runs through, while it is a NOP;
+ * `distance` is that of its jump.
+ */
+static bool branch_site(struct change *change, s32 *distance)
+{
+	static const u8 NOP2[] = { 0x66, 0x90 };
+	const struct jump_entry *entry = (const struct jump_entry *)jump_start;
+
+	for (; entry < (const struct jump_entry *)jump_end; entry++) {
+		unsigned long site = jump_entry_code(entry);
+
+		if ((unsigned long)jump_entry_key(entry) != stats_key || site < stext ||
+		    site >= etext || offset_in_page(site) > PAGE_SIZE - sizeof(NOP5))
+			continue;
+		if (!memcmp((const void *)site, NOP5, sizeof(NOP5)))
+			change->length = 5;
+		else if (!memcmp((const void *)site, NOP2, sizeof(NOP2)))
+			change->length = 2;
+		else
+			continue;
+		change->place = site;
+		change->new[0] = change->length == 2 ? 0xeb : 0xe9;
+		*distance = jump_entry_target(entry) - (site + change->length);
+		return true;
+	}
+	return false;
+}
+
+/* The steps in the wrong order: the first byte of the jump before its distance. */
+static enum result patch_order(struct run *run)
+{
+	struct change change = { .skip_tail = true };
+	s32 distance;
+
+	if (!branch_site(&change, &distance))
+		return finish(run, UNUSABLE, "no static branch of the statistics is a NOP");
+	return make(run, &change);
+}
+
+static enum result patch_jump_target(struct run *run)
+{
+	struct change change = {};
+	s32 distance;
+
+	if (!branch_site(&change, &distance))
+		return finish(run, UNUSABLE, "no static branch of the statistics is a NOP");
+	distance++;
+	memcpy(change.new + 1, &distance, change.length - 1);
+	return make(run, &change);
+}
+
+/* A static call of the performance counters' driver, which there is none of, is led past the first byte of a function. */
+static enum result patch_static_call(struct run *run)
+{
+	const struct static_call_site *site = (const struct static_call_site *)call_start;
+	struct change change = { .length = 5, .new = { 0xe8 } };
+	s32 distance;
+
+	for (; site < (const struct static_call_site *)call_end; site++) {
+		unsigned long place = (unsigned long)&site->addr + site->addr;
+		unsigned long key = (unsigned long)&site->key + site->key;
+		u8 first;
+
+		if ((key & ~STATIC_CALL_SITE_FLAGS) != call_key || place < stext || place >= etext ||
+		    key & STATIC_CALL_SITE_TAIL ||
+		    offset_in_page(place) > PAGE_SIZE - sizeof(NOP5))
+			continue;
+		first = *(const u8 *)place;
+		if (first != 0xe8 && first != NOP5[0])
+			continue;
+		change.place = place;
+		distance = (unsigned long)emergency_restart + 1 - (place + sizeof(NOP5));
+		memcpy(change.new + 1, &distance, sizeof(distance));
+		return make(run, &change);
+	}
+	return finish(run, UNUSABLE, "no static call of the performance counters");
 }
 
 /*
@@ -118,45 +278,27 @@ static unsigned long traced_place(void)
 /* Takes the tracer's own road: breakpoint, distance, first byte. Only the target is another. */
 static enum result patch_traced(struct run *run)
 {
-	unsigned long place = traced_place(), flags;
-	s32 distance = (unsigned long)write_function - (place + sizeof(NOP5));
-	u8 now[sizeof(NOP5)];
-	bool written, changed;
-	void *alias;
-	u32 tail;
+	struct change change = { .place = traced_place(), .length = 5, .new = { 0xe8 } };
+	s32 distance = (unsigned long)write_function - (change.place + sizeof(NOP5));
 
-	if (!place)
+	if (!change.place)
 		return finish(run, UNUSABLE, "no place of the tracer that is a NOP");
-	alias = text_alias(place);
-	if (!alias)
-		return finish(run, UNUSABLE, "no alias of %#lx", place);
-	memcpy(&tail, NOP5 + 1, sizeof(tail));
-	local_irq_save(flags);
-	written = attempt_write8(alias, 0xcc) && attempt_write32(alias + 1, distance) &&
-		  attempt_write8(alias, 0xe8);
-	barrier();
-	memcpy(now, (const void *)place, sizeof(now));
-	changed = now[0] == 0xe8 && !memcmp(now + 1, &distance, sizeof(distance));
-	/* Back by the same road; after a refusal only the breakpoint is there. */
-	if (now[0] == 0xe8)
-		attempt_write8(alias, 0xcc);
-	if (memcmp(now + 1, &tail, sizeof(tail)))
-		attempt_write32(alias + 1, tail);
-	if (now[0] != NOP5[0])
-		attempt_write8(alias, NOP5[0]);
-	local_irq_restore(flags);
-	text_unalias(alias);
-
-	if (!written)
-		return finish(run, REFUSED, "patch of %#lx faulted, it held %5ph", place, now);
-	if (!changed)
-		return finish(run, REFUSED, "patch of %#lx had no effect", place);
-	return finish(run, SUCCEEDED, "%#lx patched to %5ph", place, now);
+	memcpy(change.new + 1, &distance, sizeof(distance));
+	return make(run, &change);
 }
 
 const struct probe patch_probes[] = {
 	{ "patch-site-bytes", "patch a static branch with bytes it never has", patch_site_bytes },
+	{ "patch-order", "finish the patch of a static branch in the wrong order", patch_order },
+	{ "patch-jump-target", "make a static branch jump somewhere else", patch_jump_target },
+	{ "patch-static-call", "make a static call call the middle of a function",
+	  patch_static_call },
 	{ "patch-traced", "make a traced function call what is no tracer", patch_traced },
-	{ "patch-int3", "put a breakpoint where no patch site is", patch_int3 },
+	{ "patch-int3", "put a breakpoint inside an instruction", patch_int3 },
+	{}
+};
+
+const struct probe kprobe_probes[] = {
+	{ "kprobe-text", "put a kprobe into kernel text under kprobes = \"deny\"", kprobe_text },
 	{}
 };

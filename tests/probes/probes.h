@@ -42,9 +42,13 @@ extern const struct probe machine_probes[];
 extern const struct probe race_probes[];
 /* Kills a CPU where it succeeds, so it comes last. */
 extern const struct probe last_probes[];
+/* What only a policy refuses that denies what is allowed by default. */
+extern const struct probe kprobe_probes[];
+extern const struct probe jit_probes[];
 
 /* Addresses from /proc/kallsyms, given as module parameters. */
 extern unsigned long stext, etext, rodata, ro_after_init, jump_start, jump_end;
+extern unsigned long call_start, call_end, stats_key, call_key, jit_enable;
 
 /* Writes `run->detail` and hands `result` through. */
 __printf(3, 4) enum result finish(struct run *run, enum result result, const char *format, ...);
@@ -67,6 +71,18 @@ struct call call_function(void *target);
 int execute_init(void);
 void execute_exit(void);
 
+/* module.c: keeps a mapping of the page that holds `function`, which is freed after init. */
+int module_init_text(void *function);
+void module_exit_text(void);
+extern const struct probe module_probes[];
+
+/* raced.S: a page of text with nothing in it but this function, which returns a constant. */
+void raced_function(void);
+
+/* descriptors.c: LDTR and TR, loaded with forged descriptors. */
+enum result ldt_load(struct run *run);
+enum result tr_load(struct run *run);
+
 /* machine.c: powers off by ACPI alone, while other CPUs may be dead. */
 void power_off(void);
 
@@ -76,5 +92,7 @@ enum result check_state(struct run *run);
 /* heki.c: runs every case; "name, tab, protected or open or error, tab, detail" for each. */
 struct seq_file;
 int heki_show(struct seq_file *file, void *unused);
+/* Random requests that each CPU makes. */
+extern unsigned int heki_calls;
 
 #endif

@@ -7,6 +7,9 @@
  * any more, and executes the page. Two outcomes protect the kernel: B's stale translation stops
  * working before the first instruction runs, or the execution is refused. If B was stopped, A makes the
  * alias writable again, writes, and executes once more: code that somebody can write.
+ *
+ * Or: CPU A executes the page for the first time after a write, so that it is judged; the alias is
+ * read-only then, and CPU B makes it writable at that very time, and writes.
  */
 #include <linux/cpumask.h>
 #include <linux/delay.h>
@@ -19,8 +22,6 @@
 #include "tables.h"
 
 #define MILLISECONDS 300
-
-void raced_function(void);
 
 static struct {
 	void *constant; /* the function's constant, through the alias */
@@ -112,7 +113,62 @@ static enum result stale_tlb(struct run *run)
 	return result;
 }
 
+#define FIRST 1
+#define SECOND 2
+
+static struct leaf flipped;
+static bool closed;
+
+static void flip(void *unused)
+{
+	attempt_write32(writer.constant, FIRST);
+	leaf_forge_here(&flipped, 0, ENTRY_WRITE);
+	WRITE_ONCE(closed, true);
+	leaf_forge_here(&flipped, ENTRY_WRITE, 0);
+	attempt_write32(writer.constant, SECOND);
+	WRITE_ONCE(writer.ended, true);
+}
+
+static call_single_data_t flipping = CSD_INIT(flip, NULL);
+
+static enum result pte_flip(struct run *run)
+{
+	unsigned int other = cpumask_any_but(cpu_online_mask, raw_smp_processor_id());
+	struct page *page = vmalloc_to_page(raced_function);
+	void *alias = vmap(&page, 1, VM_MAP, PAGE_KERNEL);
+	struct call call = {};
+
+	if (!alias || other >= nr_cpu_ids || !leaf_find(&flipped, (unsigned long)alias)) {
+		vunmap(alias);
+		return finish(run, UNUSABLE, "no alias or no second CPU");
+	}
+	memset(&writer, 0, sizeof(writer));
+	writer.constant = alias + 1;
+	WRITE_ONCE(closed, false);
+	if (smp_call_function_single_async(other, &flipping)) {
+		vunmap(alias);
+		return finish(run, UNUSABLE, "CPU %u takes no call", other);
+	}
+	while (!READ_ONCE(closed))
+		cpu_relax();
+	for (unsigned int i = 0; i < MILLISECONDS && !call.faulted && call.value != SECOND; i++) {
+		call = call_function(raced_function);
+		if (!call.faulted && call.value != SECOND)
+			mdelay(1);
+	}
+	while (!READ_ONCE(writer.ended))
+		cpu_relax();
+	vunmap(alias);
+	if (call.faulted)
+		return finish(run, REFUSED, "execution of the page faulted");
+	if (call.value != SECOND)
+		return finish(run, REFUSED, "the second write had no effect");
+	return finish(run, SUCCEEDED, "what CPU B wrote meanwhile ran");
+}
+
 const struct probe race_probes[] = {
+	{ "pte-flip", "make a page writable while another CPU's execution is judged", pte_flip,
+	  more_than_one_cpu },
 	{ "stale-tlb", "write a page from one CPU while another makes it code", stale_tlb,
 	  more_than_one_cpu },
 	{}

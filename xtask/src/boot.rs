@@ -6,9 +6,11 @@
 use crate::shell::guest_folder;
 use abi::event::{LockReport, Violation};
 use anyhow::Context;
+use jiff::Timestamp;
 use ravelin::events::{Body, Record};
 use ravelin::machine::{Accel, Boot, Console, Emulator, Ended, Machine, Outcome, Protection};
 use ravelin::report::{self, Symbols};
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::fs::File;
@@ -53,6 +55,17 @@ pub struct Report {
     pub records: Vec<Record>,
     /// Everything that was printed.
     pub log: PathBuf,
+    /// It ran under Ravelin.
+    protected: bool,
+}
+
+/// What the guest says of an audit of all page tables.
+#[derive(Deserialize)]
+struct Audit {
+    ok: bool,
+    said: String,
+    /// A bug is planted in this hypervisor.
+    planted: bool,
 }
 
 /// One report of the guest.
@@ -93,11 +106,12 @@ pub fn boot(
     let mut on_event = |record: &Record| records.push(record.clone());
     let outcome = machine.run(&manifest, Console::Capture(&mut on_line), &mut on_event)?;
     for record in &records {
-        writeln!(file, "{}", report::json(record, &symbols))?;
+        writeln!(file, "{}", report::json(record, &symbols, Timestamp::now()))?;
     }
     writeln!(file, "{:?} after {:.1} s", outcome.ended, outcome.wall.as_secs_f32())?;
     file.flush()?;
-    Ok(Report { outcome, words, records, log })
+    let protected = !matches!(machine.protection, Protection::Bare);
+    Ok(Report { outcome, words, records, log, protected })
 }
 
 impl Report {
@@ -137,11 +151,17 @@ impl Report {
         self.records.iter().filter_map(lock).collect()
     }
 
-    /// Whether the guest did its job to the end and switched itself off.
+    /// Whether the guest did its job to the end and switched itself off, and the page tables were as
+    /// they must be.
     ///
     /// # Errors
     /// It did not; the message says how it ended instead.
     pub fn finished(&self) -> anyhow::Result<()> {
+        self.ended()?;
+        self.audited(false)
+    }
+
+    fn ended(&self) -> anyhow::Result<()> {
         let said = self.count("done") > 0;
         anyhow::ensure!(
             said && self.outcome.ended == Ended::PowerOff,
@@ -151,6 +171,31 @@ impl Report {
             self.log.display()
         );
         Ok(())
+    }
+
+    /// As [`Report::finished`], of the test build in which a bug is planted.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn finished_planted(&self) -> anyhow::Result<()> {
+        self.ended()?;
+        self.audited(true)
+    }
+
+    /// Whether every audit that the test program asked for found nothing, and there was one; and the
+    /// hypervisor is of the build that was meant.
+    fn audited(&self, planted: bool) -> anyhow::Result<()> {
+        if !self.protected || self.count("boot") == 0 {
+            return Ok(());
+        }
+        let audits: Vec<Audit> = self.all("audit")?;
+        anyhow::ensure!(!audits.is_empty(), "no audit was made; see {}", self.log.display());
+        let as_meant = audits.iter().all(|audit| audit.planted == planted);
+        anyhow::ensure!(as_meant, "a bug is planted in the hypervisor, or is not where it must be");
+        match audits.iter().find(|audit| !audit.ok) {
+            Some(audit) => anyhow::bail!("the audit: {}; see {}", audit.said, self.log.display()),
+            None => Ok(()),
+        }
     }
 }
 

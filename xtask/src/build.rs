@@ -8,7 +8,7 @@ use crate::{bochs, boot, guest_image};
 use abi::policy::Policy;
 use anyhow::Context;
 use clap::ValueEnum;
-use ravelin::machine::{Emulator, Machine, Protection};
+use ravelin::machine::{Emulator, Machine, Protection, Tasks};
 use std::fmt;
 use std::path::PathBuf;
 
@@ -42,6 +42,9 @@ pub struct Guest {
 /// Everything that was built.
 pub struct Built {
     hypervisor: PathBuf,
+    /// Its test build in which a bug is planted.
+    planted: PathBuf,
+    warden: PathBuf,
     /// The `ravelin` command.
     pub ravelin: PathBuf,
     /// The test program.
@@ -73,19 +76,34 @@ impl Built {
         protection: Protection,
     ) -> anyhow::Result<Machine> {
         let guest = self.guest(flavour)?;
-        let emulator = match on {
+        let emulator = self.emulator(on)?;
+        Ok(boot::machine(emulator, &guest.kernel.image, &guest.initrd, job, protection))
+    }
+
+    /// The emulator's program.
+    ///
+    /// # Errors
+    /// It was not asked for.
+    pub fn emulator(&self, on: On) -> anyhow::Result<Emulator> {
+        Ok(match on {
             On::Qemu => Emulator::Qemu,
             On::Bochs => {
                 let program = self.bochs.clone().context("Bochs was not prepared")?;
                 Emulator::Bochs { program }
             }
-        };
-        Ok(boot::machine(emulator, &guest.kernel.image, &guest.initrd, job, protection))
+        })
+    }
+
+    /// Protection, of a sort, by the test build of the hypervisor in which a bug is planted.
+    pub fn planted(&self, policy: Policy) -> Protection {
+        let (hypervisor, tasks) = (self.planted.clone(), Tasks::default());
+        Protection::Ravelin { hypervisor, policy, manifest: None, tasks }
     }
 
     /// Protection by the hypervisor under `policy`.
     pub fn ravelin(&self, policy: Policy) -> Protection {
-        Protection::Ravelin { hypervisor: self.hypervisor.clone(), policy, manifest: None }
+        let tasks = Tasks { warden: Some(self.warden.clone()), others: Vec::new() };
+        Protection::Ravelin { hypervisor: self.hypervisor.clone(), policy, manifest: None, tasks }
     }
 }
 
@@ -116,6 +134,8 @@ pub fn build(flavours: &[Flavour], emulators: &[On], install: bool) -> anyhow::R
     let release = target().join("release");
     Ok(Built {
         hypervisor: release.join("ravelin-hv"),
+        planted: release.join(PLANTED),
+        warden: release.join("ravelin-warden"),
         ravelin: release.join("ravelin"),
         init,
         guests,
@@ -123,16 +143,29 @@ pub fn build(flavours: &[Flavour], emulators: &[On], install: bool) -> anyhow::R
     })
 }
 
-/// Builds the hypervisor and the command.
+/// What runs without an operating system.
+pub const FREESTANDING: [&str; 6] = ["freestanding", "hv", "task-rt", "warden", "unruly", "churn"];
+
+/// Name of the hypervisor's test build in which a bug is planted.
+const PLANTED: &str = "ravelin-hv-planted";
+
+/// Builds the hypervisor with its tasks, and the command.
 ///
-/// Each in a build of its own: cargo gives the crates that both use the features that either
+/// The command is linked statically, so that it runs in test guests too. Each in a build of its own: cargo gives the crates that both use the features that either
 /// wants, and the hypervisor must have none that need an operating system.
+///
+/// The test build of the hypervisor comes first, and is moved out of the way of the normal one.
 ///
 /// # Errors
 /// They do not build.
 pub fn build_hypervisor() -> anyhow::Result<()> {
-    for package in ["hv", "ravelin"] {
-        run(&mut command("cargo", &["build", "--quiet", "--release", "--package", package]))?;
-    }
-    Ok(())
+    let planted = ["build", "--quiet", "--release", "--package", "hv", "--features", "planted"];
+    run(&mut command("cargo", &planted))?;
+    let release = target().join("release");
+    std::fs::rename(release.join("ravelin-hv"), release.join(PLANTED))
+        .context("the test build of the hypervisor is not where it was built")?;
+    let mut cargo = command("cargo", &["build", "--quiet", "--release"]);
+    run(cargo.args(FREESTANDING.iter().flat_map(|name| ["--package", name])))?;
+    let build = ["rustc", "--quiet", "--release", "--package", "ravelin", "--bin", "ravelin", "--"];
+    run(command("cargo", &build).args(["-C", "target-feature=+crt-static"])).map(drop)
 }

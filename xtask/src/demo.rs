@@ -6,7 +6,7 @@ use crate::judge::{Probe, Row, judge};
 use crate::packages::Flavour;
 use crate::probes;
 use crate::progress::Step;
-use abi::policy::Policy;
+use abi::policy::{Patching, Policy};
 use anyhow::Context;
 use ravelin::machine::{Ended, Protection};
 use ravelin::table::table;
@@ -57,17 +57,31 @@ pub fn run(args: &Args, install: bool) -> anyhow::Result<bool> {
     Ok(demo.problem().is_none())
 }
 
-/// Boots the cloud kernel twice and attacks it.
+/// What the default policy allows and a stricter one denies.
+fn denying() -> Policy {
+    let patching = Patching { kprobes: false, ..Patching::ALL };
+    Policy { jit: false, patching, ..Policy::default() }
+}
+
+/// Boots the cloud kernel bare, under the default policy and under one that denies what that allows,
+/// and attacks it.
 ///
 /// # Errors
 /// A machine could not be started, or the guest speaks another language.
 pub fn attack(built: &Built, on: On, cpus: usize) -> anyhow::Result<Demo> {
     let guest = built.guest(Flavour::Cloud)?;
-    let bare = attack_one(built, on, cpus, Protection::Bare)?;
-    let ravelin = attack_one(built, on, cpus, built.ravelin(Policy::default()))?;
-    let (attacks, mut problems) =
-        judge(cpus, &bare.all("probe")?, &ravelin.all("probe")?, &ravelin.violations());
-    for (name, report) in [("bare", &bare), ("under Ravelin", &ravelin)] {
+    let bare = attack_one(built, on, cpus, Stand::Bare)?;
+    let ravelin = attack_one(built, on, cpus, Stand::Default)?;
+    let denied = attack_one(built, on, cpus, Stand::Denying)?;
+    let (mut attacks, mut problems) = (Vec::new(), Vec::new());
+    for (denied, report) in [(false, &ravelin), (true, &denied)] {
+        let (bare, under) = (bare.all("probe")?, report.all("probe")?);
+        let (rows, strays) = judge(cpus, denied, &bare, &under, &report.violations());
+        attacks.extend(rows);
+        problems.extend(strays);
+    }
+    let reports = [("bare", &bare), ("under Ravelin", &ravelin), ("under a policy", &denied)];
+    for (name, report) in reports {
         for error in report.all::<serde_json::Value>("error")? {
             problems.push(format!("{name}: {error}"));
         }
@@ -79,21 +93,30 @@ pub fn attack(built: &Built, on: On, cpus: usize) -> anyhow::Result<Demo> {
     Ok(Demo { kernel, emulator: on.to_string(), cpus, attacks, problems })
 }
 
-fn attack_one(
-    built: &Built,
-    on: On,
-    cpus: usize,
-    protection: Protection,
-) -> anyhow::Result<Report> {
+/// How a machine stands up to the attacks.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stand {
+    Bare,
+    Default,
+    Denying,
+}
+
+fn attack_one(built: &Built, on: On, cpus: usize, stand: Stand) -> anyhow::Result<Report> {
     let guest = built.guest(Flavour::Cloud)?;
-    let name = match protection {
-        Protection::Bare => "bare",
-        Protection::Ravelin { .. } => "under-ravelin",
+    let (name, job, protection) = match stand {
+        Stand::Bare => ("bare", "denied+probe", Protection::Bare),
+        Stand::Default => ("under-ravelin", "probe", built.ravelin(Policy::default())),
+        Stand::Denying => ("denying", "denied", built.ravelin(denying())),
     };
+    let attacks = [(Stand::Default, false), (Stand::Denying, true)]
+        .into_iter()
+        .filter(|(other, _)| stand == Stand::Bare || stand == *other)
+        .map(|(_, denied)| probes::expected(cpus, denied))
+        .sum::<usize>();
     let plural = if cpus == 1 { "" } else { "s" };
     let label = format!("attack {}, {on}, {cpus} CPU{plural}, {name}", guest.kernel.release);
-    let step = Step::begin(&label, u64::try_from(probes::expected(cpus)).ok());
-    let mut machine = built.machine(on, Flavour::Cloud, "probe", protection)?;
+    let step = Step::begin(&label, u64::try_from(attacks).ok());
+    let mut machine = built.machine(on, Flavour::Cloud, job, protection)?;
     machine.cpus = cpus;
     let report = boot(&format!("demo-{on}-{cpus}-{name}"), &machine, &mut |word, value| {
         if word == "probe" {

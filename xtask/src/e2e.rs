@@ -8,13 +8,14 @@ use crate::packages::Flavour::{self, Cloud, Generic};
 use crate::progress::Step;
 use crate::shell::guest_folder;
 use crate::test::Tally;
-use crate::{audit, ending, heki, iso, policies, refusals, trace};
+use crate::{audit, ending, heki, inside, iso, policies, refusals, ret2dir, trace, userland};
 use abi::event::LockReport;
 use abi::policy::{Policy, SupervisorExec};
 use anyhow::{bail, ensure};
 use ravelin::machine::{Emulator, Ended, Machine, Protection, interrupted};
 use serde::Deserialize;
 use std::ops::ControlFlow;
+use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -53,12 +54,15 @@ const ALWAYS_IN_BOCHS: &[&str] = &[
     "boot-cloud-2-cpu-2048-mib",
     "boot-generic-1-cpu-512-mib",
     "early-helper",
+    "heki-bare",
     "heki-verify",
+    "inside-cloud",
     "no-reboot",
     "policy-log",
     "reboot",
     "refuse-no-virtualization",
     "repeatable",
+    "ret2dir-2-cpu",
     "stress-cloud-1-cpu",
 ];
 
@@ -77,15 +81,26 @@ pub fn case(
 }
 
 /// Runs every test whose name contains `only`. `full`: the slow ones as well, and a minute of stress
-/// on each kernel with 1, 2 and 4 CPUs, where otherwise ten seconds on some must do.
+/// on each kernel with 1, 2 and 4 CPUs, where otherwise ten seconds on some must do. `install`:
+/// packages that are missing.
 ///
 /// # Errors
 /// A signal ended it. Failed tests are counted in `tally`.
-pub fn run(built: &Built, full: bool, only: Option<&str>, tally: &mut Tally) -> anyhow::Result<()> {
+pub fn run(
+    built: &Built,
+    full: bool,
+    install: bool,
+    only: Option<&str>,
+    tally: &mut Tally,
+) -> anyhow::Result<()> {
+    let matrix = Rc::default();
     let logs = guest_folder("logs")?;
     let cases = cases(full).into_iter().chain(policies::cases()).chain(refusals::cases());
-    let cases = cases.chain(ending::cases()).chain(iso::cases()).chain(heki::cases());
-    let cases: Vec<Case> = cases.chain(trace::cases()).chain(audit::cases(full)).collect();
+    let cases = cases.chain(ending::cases()).chain(iso::cases()).chain(heki::cases(full));
+    let cases = cases.chain(ret2dir::cases());
+    let cases = cases.chain(inside::cases());
+    let cases = cases.chain(trace::cases()).chain(audit::cases(full));
+    let cases: Vec<Case> = cases.chain(userland::cases(full, install, &matrix)).collect();
     let runs = cases.iter().flat_map(|case| case.on.iter().map(move |on| (case, *on)));
     for (case, on) in runs {
         let name = format!("{}-{on}", case.name);
@@ -107,6 +122,7 @@ pub fn run(built: &Built, full: bool, only: Option<&str>, tally: &mut Tally) -> 
             bail!("interrupted");
         }
     }
+    matrix.print();
     Ok(())
 }
 
@@ -290,7 +306,9 @@ fn attacks_views_off(name: &str, place: &Place<'_>) -> anyhow::Result<()> {
     let policy = Policy { supervisor_exec: SupervisorExec::Off, ..Policy::default() };
     let report = quietly(name, &protected(place, Cloud, "probe", policy)?)?;
     report.finished()?;
-    probes(&report, |name| if name.starts_with("exec-") { "succeeded" } else { "refused" })
+    let executes =
+        |name: &str| name.starts_with("exec-") || ["module-text-pte", "init-text"].contains(&name);
+    probes(&report, |name| if executes(name) { "succeeded" } else { "refused" })
 }
 
 /// Compares the result of every probe with what it should be.

@@ -1,7 +1,7 @@
 //! Whether the attacks went as they must: every one succeeds on the bare machine, and under
 //! Ravelin every one is refused and leaves exactly one event, of the right kind.
 
-use crate::probes::{ATTACKS, find};
+use crate::probes::{ATTACKS, Attack, find};
 use abi::event::{Verdict, Violation};
 use ravelin::report;
 use serde::{Deserialize, Serialize};
@@ -45,15 +45,18 @@ pub struct Row {
 const ABSENT: &str = "not run";
 
 /// Compares what a guest with `cpus` CPUs said on both machines; `violations` are those under
-/// Ravelin, with the numbers of their records. The second value lists what belongs to no attack.
+/// Ravelin, with the numbers of their records. `denied`: of the attacks that only a stricter policy
+/// refuses. The second value lists what belongs to no attack.
 pub fn judge(
     cpus: usize,
+    denied: bool,
     bare: &[Probe],
     ravelin: &[Probe],
     violations: &[(u64, Violation)],
 ) -> (Vec<Row>, Vec<String>) {
     let mut rows = Vec::new();
-    for attack in ATTACKS.iter().filter(|attack| attack.cpus <= cpus) {
+    let chosen = |attack: &&Attack| attack.cpus <= cpus && attack.denied == denied;
+    for attack in ATTACKS.iter().filter(chosen) {
         let of = |probes: &[Probe]| probes.iter().find(|probe| probe.name == attack.name).cloned();
         let (bare, protected) = (of(bare), of(ravelin));
         let events: Vec<&Violation> = violations
@@ -168,7 +171,7 @@ mod tests {
     fn problem_with(bare: &str, ravelin: &str, events: &[(u64, Violation)]) -> Option<String> {
         let bare = [probe("text-pte", bare, None)];
         let ravelin = [probe("text-pte", ravelin, Some((4, 6)))];
-        let (rows, _) = judge(1, &bare, &ravelin, events);
+        let (rows, _) = judge(1, false, &bare, &ravelin, events);
         rows.into_iter().find(|row| row.name == "text-pte").unwrap().problem
     }
 
@@ -192,8 +195,8 @@ mod tests {
 
     #[test]
     fn what_did_not_run_is_a_problem() {
-        let (rows, strays) = judge(2, &[], &[], &[]);
-        assert_eq!(rows.len(), crate::probes::expected(2));
+        let (rows, strays) = judge(2, false, &[], &[], &[]);
+        assert_eq!(rows.len(), crate::probes::expected(2, false));
         assert!(rows.iter().all(|row| row.problem.is_some()));
         assert!(strays.is_empty());
     }
@@ -201,7 +204,7 @@ mod tests {
     #[test]
     fn what_nobody_expected_is_named() {
         let events = [(3, violation(ViolationKind::Patch))];
-        let (_, strays) = judge(1, &[probe("new", "succeeded", None)], &[], &events);
+        let (_, strays) = judge(1, false, &[probe("new", "succeeded", None)], &[], &events);
         assert_eq!(strays.len(), 2);
     }
 }

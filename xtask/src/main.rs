@@ -1,5 +1,6 @@
-//! What a developer types: `cargo xtask demo`, `test`, `bench`, `bochs`, `packages`.
+//! What a developer types: `cargo xtask demo`, `test`, `bench`, `fuzz`, `bochs`, `packages`.
 
+mod apt;
 mod audit;
 mod bench;
 mod bochs;
@@ -8,8 +9,10 @@ mod build;
 mod demo;
 mod e2e;
 mod ending;
+mod fuzz;
 mod guest_image;
 mod heki;
+mod inside;
 mod iso;
 mod judge;
 mod packages;
@@ -17,9 +20,11 @@ mod policies;
 mod probes;
 mod progress;
 mod refusals;
+mod ret2dir;
 mod shell;
 mod test;
 mod trace;
+mod userland;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -42,6 +47,8 @@ enum Command {
     Test(test::Args),
     /// Measure what Ravelin costs, in instructions, time and exits
     Bench(bench::Args),
+    /// Fuzz what a hostile kernel can say by Heki's hypercalls
+    Fuzz(fuzz::Args),
     /// Build Bochs, the Intel machine of the other commands, and print where it is
     Bochs,
     /// List the Debian packages that the other commands need
@@ -55,6 +62,7 @@ fn main() -> ExitCode {
         Command::Demo(demo) => demo::run(&demo, install),
         Command::Test(test) => test::run(&test, install),
         Command::Bench(bench) => bench::run(&bench, install),
+        Command::Fuzz(fuzz) => fuzz::run(&fuzz, install),
         Command::Bochs => bochs::prepare(install).map(|program| {
             anstream::println!("{}", program.display());
             true

@@ -3,6 +3,7 @@
 //! Tools are installed. Kernels are only unpacked under `target/`, since installing one would
 //! change what this machine boots.
 
+use crate::apt::{Apt, as_root};
 use crate::progress::step;
 use crate::shell::{command, guest_folder, run, succeeds};
 use anyhow::{Context, bail, ensure};
@@ -34,6 +35,8 @@ pub struct Kernel {
     pub release: String,
     /// The bzImage.
     pub image: PathBuf,
+    /// The folder that holds what its packages would put into `/`.
+    pub root: PathBuf,
 }
 
 const TOOLS: [&str; 10] = [
@@ -58,7 +61,7 @@ pub const BROWSER: &[&str] = &["chromium"];
 /// This is no Debian system, or something is missing and cannot be installed.
 pub fn prepare(flavours: &[Flavour], get: bool) -> anyhow::Result<Vec<Kernel>> {
     install(&needed(flavours)?, get)?;
-    flavours.iter().map(|flavour| kernel(*flavour)).collect()
+    flavours.iter().map(|flavour| kernel(&Apt::own(), *flavour)).collect()
 }
 
 /// Installs those of these packages that are missing, or only says which, unless `get`.
@@ -107,7 +110,7 @@ fn archive_folder(printed: &str) -> Option<&str> {
 /// This is no Debian system, or its package lists cannot be read.
 pub fn list() -> anyhow::Result<Vec<(String, bool)>> {
     let mut needed = needed(&[Flavour::Cloud, Flavour::Generic])?;
-    for package in crate::bochs::PACKAGES.iter().chain(BROWSER) {
+    for package in crate::bochs::PACKAGES.iter().chain(crate::fuzz::PACKAGES).chain(BROWSER) {
         if !needed.iter().any(|other| other == package) {
             needed.push((*package).to_owned());
         }
@@ -129,7 +132,8 @@ fn needed(flavours: &[Flavour]) -> anyhow::Result<Vec<String>> {
     let mut needed: Vec<String> = TOOLS.iter().map(|tool| (*tool).to_owned()).collect();
     for flavour in flavours {
         // The probes are a module, so they need the headers of the kernel that loads them.
-        needed.push(image_package(*flavour)?.replace("linux-image-", "linux-headers-"));
+        let image = image_package(&Apt::own(), *flavour)?;
+        needed.push(image.replace("linux-image-", "linux-headers-"));
     }
     Ok(needed)
 }
@@ -152,66 +156,47 @@ fn install_all(packages: &[String]) -> anyhow::Result<()> {
     install(packages).or_else(|_| as_root(&["update", "-q"]).and_then(|()| install(packages)))
 }
 
-/// `apt-get` with the rights to change this system.
-fn as_root(arguments: &[&str]) -> anyhow::Result<()> {
-    let root = run(&mut command("id", &["-u"]))?.trim() == "0";
-    let mut apt = if root { command("apt-get", &[]) } else { command("sudo", &["-n", "apt-get"]) };
-    let apt = apt.args(arguments).env("DEBIAN_FRONTEND", "noninteractive");
-    let by_hand = || format!("root must do this: apt-get {}", arguments.join(" "));
-    run(apt).map(drop).with_context(by_hand)
-}
-
 /// The package that holds the newest kernel of a flavour, such as
 /// `linux-image-6.1.0-56-cloud-amd64`.
-fn image_package(flavour: Flavour) -> anyhow::Result<String> {
+fn image_package(apt: &Apt, flavour: Flavour) -> anyhow::Result<String> {
     let newest = || {
-        let depends = run(&mut command("apt-cache", &["depends", flavour.metapackage()]))?;
+        let depends = apt.depends(flavour.metapackage())?;
         image_in(&depends).with_context(|| format!("apt knows no {}", flavour.metapackage()))
     };
     newest().or_else(|_| {
-        step("update the package lists", || as_root(&["update", "-q"]))?;
+        step("update the package lists", || apt.update())?;
         newest()
     })
 }
 
-fn image_in(depends: &str) -> Option<String> {
-    let names = depends.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
-    let mut images = names.filter(|name| {
+fn image_in(depends: &[String]) -> Option<String> {
+    let mut images = depends.iter().filter(|name| {
         let release = name.strip_prefix("linux-image-").unwrap_or_default();
         release.starts_with(|first: char| first.is_ascii_digit())
     });
-    images.next().map(str::to_owned)
+    images.next().cloned()
 }
 
-/// Fetches and unpacks a kernel unless it is there.
-fn kernel(flavour: Flavour) -> anyhow::Result<Kernel> {
-    let package = image_package(flavour)?;
+/// Fetches and unpacks the newest kernel of a flavour that `apt` knows, unless it is there.
+///
+/// # Errors
+/// There is none, or it cannot be had.
+pub fn kernel(apt: &Apt, flavour: Flavour) -> anyhow::Result<Kernel> {
+    let package = image_package(apt, flavour)?;
     let Some(release) = package.strip_prefix("linux-image-") else { bail!("{package}: no kernel") };
-    let kernels = guest_folder("kernels")?;
-    let folder = kernels.join(&package);
-    let image = folder.join("boot").join(format!("vmlinuz-{release}"));
-    if !image.is_file() {
-        step(&format!("fetch {package}"), || {
-            // Unpacked elsewhere and then renamed, so that what is there is whole.
-            let work = guest_folder("download")?;
-            std::fs::remove_dir_all(&work)?;
-            std::fs::create_dir_all(&work)?;
-            let mut download = command("apt-get", &["download", "-q", &package]);
-            let again = || as_root(&["update", "-q"]);
-            let download = download.current_dir(&work);
-            run(download).or_else(|_| again().and_then(|()| run(download)))?;
-            let files: Vec<_> = std::fs::read_dir(&work)?.collect::<Result<_, _>>()?;
-            let [archive] = files.as_slice() else { bail!("apt-get download left no one file") };
-            let unpacked = work.join("unpacked");
-            run(command("dpkg-deb", &["-x"]).arg(archive.path()).arg(&unpacked))?;
-            let _ = std::fs::remove_dir_all(&folder);
-            std::fs::rename(&unpacked, &folder)?;
-            std::fs::remove_dir_all(&work)?;
-            Ok(())
-        })?;
+    let root = guest_folder("kernels")?.join(&package);
+    // Newer packages leave the image and the modules to others of the same release.
+    let parts = apt.depends(&package)?.into_iter().filter(|name| {
+        name.starts_with("linux-") && name.ends_with(&format!("-{release}")) && *name != package
+    });
+    let packages: Vec<String> = std::iter::once(package.clone()).chain(parts).collect();
+    if !root.is_dir() {
+        step(&format!("fetch {package}"), || apt.unpack(&packages, &root))?;
     }
-    ensure!(image.is_file(), "{package} holds no {}", image.display());
-    Ok(Kernel { release: release.to_owned(), image })
+    let places = [format!("boot/vmlinuz-{release}"), format!("usr/lib/modules/{release}/vmlinuz")];
+    let image = places.iter().map(|place| root.join(place)).find(|image| image.is_file());
+    let image = image.with_context(|| format!("{} holds no kernel", packages.join(", ")))?;
+    Ok(Kernel { release: release.to_owned(), image, root })
 }
 
 #[cfg(test)]
@@ -228,9 +213,13 @@ mod tests {
 
     #[test]
     fn the_newest_image_is_what_the_metapackage_depends_on() {
-        let text = "linux-image-cloud-amd64\n  Depends: linux-image-6.1.0-56-cloud-amd64\n";
-        assert_eq!(image_in(text).as_deref(), Some("linux-image-6.1.0-56-cloud-amd64"));
-        assert_eq!(image_in("linux-image-amd64\n  Depends: linux-image-cloud\n"), None);
-        assert_eq!(image_in("N: Unable to locate package\n"), None);
+        let image = |depends: &[&str]| {
+            let depends: Vec<String> = depends.iter().map(|name| (*name).to_owned()).collect();
+            image_in(&depends)
+        };
+        let found = image(&["linux-base-amd64", "linux-image-6.1.0-56-cloud-amd64"]);
+        assert_eq!(found.as_deref(), Some("linux-image-6.1.0-56-cloud-amd64"));
+        assert_eq!(image(&["linux-image-cloud"]), None);
+        assert_eq!(image(&[]), None);
     }
 }

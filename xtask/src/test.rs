@@ -1,7 +1,7 @@
 //! `cargo xtask test`: every check there is, the quick ones first. It stops at the first kind of
 //! check that fails, and ends with one line that counts.
 
-use crate::build::{On, build, build_hypervisor};
+use crate::build::{FREESTANDING, On, build, build_hypervisor};
 use crate::packages::{Flavour, Kernel};
 use crate::progress::step;
 use crate::shell::{command, run as run_command, succeeds};
@@ -59,7 +59,7 @@ fn run_all(args: &Args, install: bool, tally: &mut Tally) -> anyhow::Result<()> 
         check_sources(&kernels, install, tally)?;
     }
     let built = build(&FLAVOURS, &[On::Qemu, On::Bochs], install)?;
-    e2e::run(&built, args.full, args.only.as_deref(), tally)
+    e2e::run(&built, args.full, install, args.only.as_deref(), tally)
 }
 
 fn check_sources(kernels: &[Kernel], install: bool, tally: &mut Tally) -> anyhow::Result<()> {
@@ -68,8 +68,10 @@ fn check_sources(kernels: &[Kernel], install: bool, tally: &mut Tally) -> anyhow
     }
     check("format", tally, &mut command("cargo", &["fmt", "--all", "--check"]))?;
     // The hypervisor is built alone: see `build_hypervisor`.
-    let programs = ["--workspace", "--exclude", "hv"];
-    let hypervisor = ["--package", "hv"];
+    let without = FREESTANDING.map(|name| ["--exclude", name]);
+    let programs: Vec<&str> =
+        ["--workspace"].into_iter().chain(without.into_iter().flatten()).collect();
+    let hypervisor: Vec<&str> = FREESTANDING.iter().flat_map(|name| ["--package", name]).collect();
     for (name, packages) in [("programs", &programs[..]), ("hypervisor", &hypervisor[..])] {
         let mut lints = command("cargo", &["clippy", "--quiet", "--all-targets"]);
         lints.args(packages).args(["--", "-D", "warnings"]);
@@ -78,7 +80,7 @@ fn check_sources(kernels: &[Kernel], install: bool, tally: &mut Tally) -> anyhow
     step("build the hypervisor", build_hypervisor)?;
     // What the hypervisor decides is in the crates, where it is tested.
     let mut tests = command("cargo", &["test"]);
-    tests.args(programs).env(KERNELS, named_kernels(kernels)?);
+    tests.args(&programs).env(KERNELS, named_kernels(kernels)?);
     let tests = check("unit tests", tally, &mut tests)?;
     tally.passed += passed_in(&tests);
     for (name, packages) in [("programs", &programs[..]), ("hypervisor", &hypervisor[..])] {

@@ -84,11 +84,15 @@ pub enum ViolationKind {
     CpuEscape = 8,
     /// An access that had to be completed by the hypervisor but is of no known form.
     Undecodable = 9,
+    /// Read of a page that the kernel has asked to keep from being read.
+    Read = 10,
+    /// A step towards another kernel in place of the locked one.
+    Kexec = 11,
 }
 
 impl ViolationKind {
     /// How many kinds there are.
-    pub const COUNT: usize = 10;
+    pub const COUNT: usize = 12;
     /// Every kind, in the order of its number.
     pub const ALL: [ViolationKind; Self::COUNT] = [
         ViolationKind::WriteText,
@@ -101,6 +105,8 @@ impl ViolationKind {
         ViolationKind::OwnMemory,
         ViolationKind::CpuEscape,
         ViolationKind::Undecodable,
+        ViolationKind::Read,
+        ViolationKind::Kexec,
     ];
     /// The kind with this number.
     pub fn from_number(number: u8) -> Option<Self> {
@@ -119,6 +125,8 @@ impl ViolationKind {
             ViolationKind::OwnMemory => "own-memory",
             ViolationKind::CpuEscape => "cpu-escape",
             ViolationKind::Undecodable => "undecodable",
+            ViolationKind::Read => "read",
+            ViolationKind::Kexec => "kexec",
         }
     }
 }

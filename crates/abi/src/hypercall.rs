@@ -1,11 +1,49 @@
-//! Ravelin's own hypercall: `VMMCALL` (AMD) or `VMCALL` (Intel) with the number in RAX, the
-//! argument in RBX, the answer in RAX. It only reads counters, so every privilege level may call.
+//! Ravelin's own hypercalls: `VMMCALL` (AMD) or `VMCALL` (Intel) with the number in RAX, the
+//! arguments in RBX and RCX, the answer in RAX. Every privilege level may read counters and ask for
+//! an audit; the others are for CPL 0.
 
 /// Number in RAX that asks for a counter; RBX names it (see [`Counter`]).
 pub const READ_COUNTER: u64 = 0x5256_4c4e_0000_0000;
 
+/// Number in RAX that makes pages secret: RCX pages from guest-physical frame RBX on, all of them
+/// RAM, at most [`MOST_SECRET_PAGES`]. When it is answered, no window of the hypervisor's is open on
+/// them, and none opens until [`MAKE_ORDINARY`]: no task and no other VM can reach them. The answer
+/// is 0 or a negative errno value: EPERM (CPL is not 0), EINVAL, EFAULT (not RAM). A guest that makes
+/// its page tables or code secret has accesses refused that the hypervisor would have to look at.
+pub const MAKE_SECRET: u64 = 0x5256_4c4e_0000_0001;
+/// Number in RAX that undoes [`MAKE_SECRET`]. The guest is to clear the pages first.
+pub const MAKE_ORDINARY: u64 = 0x5256_4c4e_0000_0002;
+/// Most pages of one call.
+pub const MOST_SECRET_PAGES: u64 = 512;
+/// CPUID leaf whose EAX names what Ravelin offers, if it is announced; see [`feature`].
+pub const FEATURE_LEAF: u32 = 0x4000_0002;
+/// Bits of EAX in [`FEATURE_LEAF`].
+pub mod feature {
+    /// [`super::MAKE_SECRET`] and [`super::MAKE_ORDINARY`].
+    pub const SECRET_PAGES: u32 = 1 << 0;
+}
+/// Errors of the calls that are for CPL 0, as Linux numbers them.
+pub mod errno {
+    /// The caller is not at CPL 0.
+    pub const EPERM: u64 = 1;
+    /// Something that is not RAM.
+    pub const EFAULT: u64 = 14;
+    /// Too many pages, or none.
+    pub const EINVAL: u64 = 22;
+}
+
 /// Answer to a counter that does not exist.
 pub const UNKNOWN: u64 = u64::MAX;
+
+/// Number in RAX that has every page table in the machine judged by the five rules of memory: those
+/// of the hypervisor on every CPU, of tasks, of the second stage. It changes nothing and shows
+/// nothing, so every privilege level may ask. The answer is the number of runs of leaves that were
+/// judged, all of them as they must be, or one of the two below.
+pub const AUDIT: u64 = 0x5256_4c4e_0000_0003;
+/// Answer to [`AUDIT`]: a leaf breaks a rule; which one, the event channel says.
+pub const AUDIT_FAILED: u64 = u64::MAX - 1;
+/// Answer to [`AUDIT`]: not yet. Audits take at most 1 % of the time of the machine.
+pub const AUDIT_LATER: u64 = u64::MAX - 2;
 
 /// The counters, in the order of their numbers in RBX. All are sums over the VM's vCPUs since
 /// power-on.
@@ -38,17 +76,24 @@ pub enum Counter {
     ApicWrite = 11,
     /// Text patches performed for the guest; part of `NestedFault`.
     Patch = 12,
+    /// Exits at which a task could run.
+    Task = 13,
     /// Sequence number of the latest record on the event channel.
-    LastEvent = 13,
+    LastEvent = 14,
     /// Violations seen.
-    Violations = 14,
+    Violations = 15,
     /// 1 once the kernel is locked, 2 once its read-only data is too.
-    Locked = 15,
+    Locked = 16,
     /// First physical address of the hypervisor's own memory (the guest's memory map shows it as
     /// reserved, so this is no secret).
-    OwnMemory = 16,
+    OwnMemory = 17,
     /// How user and supervisor execution are told apart: the number of a [`SupervisorMode`].
-    SupervisorMode = 17,
+    SupervisorMode = 18,
+    /// First physical address of the published region (crate `published`), which the guest can read
+    /// and nobody but its root may: it holds addresses of the kernel, and this answer none.
+    Published = 19,
+    /// Bytes of the published region.
+    PublishedBytes = 20,
 }
 
 /// How user and supervisor execution are told apart.
@@ -86,7 +131,7 @@ impl SupervisorMode {
 
 impl Counter {
     /// Every counter, in the order of its number.
-    pub const ALL: [Counter; 18] = [
+    pub const ALL: [Counter; 21] = [
         Counter::Exits,
         Counter::ViewSwitch,
         Counter::NestedFault,
@@ -100,11 +145,14 @@ impl Counter {
         Counter::Other,
         Counter::ApicWrite,
         Counter::Patch,
+        Counter::Task,
         Counter::LastEvent,
         Counter::Violations,
         Counter::Locked,
         Counter::OwnMemory,
         Counter::SupervisorMode,
+        Counter::Published,
+        Counter::PublishedBytes,
     ];
     /// The counter with this number.
     pub fn from_number(number: u64) -> Option<Self> {
@@ -131,6 +179,9 @@ impl Counter {
             Counter::Locked => "locked",
             Counter::OwnMemory => "own-memory",
             Counter::SupervisorMode => "supervisor-mode",
+            Counter::Task => "task",
+            Counter::Published => "published",
+            Counter::PublishedBytes => "published-bytes",
         }
     }
 }

@@ -13,7 +13,9 @@ extern crate std;
 pub mod event;
 pub mod hypercall;
 pub mod manifest;
+pub mod planted;
 pub mod policy;
+pub mod task;
 
 use rapidhash::v3::{RapidSecrets, RapidStreamHasherV3, rapidhash_v3_seeded};
 

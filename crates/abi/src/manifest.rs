@@ -329,6 +329,12 @@ impl<'a> Manifest<'a> {
         self.header.text.contains(offset) && !listed
     }
 
+    /// The function entry at `offset` or closest before it.
+    pub fn function_before(&self, offset: u64) -> Option<u64> {
+        let after = self.functions.partition_point(|&entry| u64::from(entry) <= offset);
+        self.functions.get(after.checked_sub(1)?).map(|&entry| entry.into())
+    }
+
     /// Whether a function starts at `offset`.
     pub fn is_function_entry(&self, offset: u32) -> bool {
         self.functions.binary_search(&offset).is_ok()

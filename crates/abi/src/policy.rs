@@ -7,7 +7,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// First eight bytes of the record.
 pub const MAGIC: [u8; 8] = *b"RVPOLICY";
 /// Version of this layout.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 4;
 
 /// How user execution and supervisor execution are told apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,11 +40,16 @@ pub struct Patching {
     pub static_call: bool,
     /// The function tracer. It needs code outside the image: see [`Policy::patching_in_force`].
     pub ftrace: bool,
+    /// kprobes away from the tracer's places. They need code outside the image too.
+    pub kprobes: bool,
+    /// Live patches, which use the function tracer.
+    pub livepatch: bool,
 }
 
 impl Patching {
     /// Everything.
-    pub const ALL: Self = Self { jump_label: true, static_call: true, ftrace: true };
+    pub const ALL: Self =
+        Self { jump_label: true, static_call: true, ftrace: true, kprobes: true, livepatch: true };
 }
 
 /// Whether a guest's request for execution (Heki's hypercall 14) alone makes a page code.
@@ -62,6 +67,104 @@ pub enum HekiExec {
 impl HekiExec {
     /// Every value, by number.
     pub const ALL: [Self; 3] = [Self::Verify, Self::Trust, Self::Deny];
+}
+
+/// What happens when something is attempted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Reaction {
+    /// As [`Verdict::Log`].
+    Log = 0,
+    /// As [`Verdict::Deny`].
+    Deny = 1,
+    /// As [`Verdict::Stop`].
+    Stop = 2,
+    /// The warden is asked, and denies or stops as [`Warden`] says. Where there is none, or none
+    /// that answers in time: [`Verdict::Deny`].
+    Ask = 3,
+}
+
+impl Reaction {
+    /// Every reaction, by number.
+    pub const ALL: [Self; 4] = [Self::Log, Self::Deny, Self::Stop, Self::Ask];
+
+    /// The reaction with this number.
+    pub fn from_number(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|reaction| *reaction as u8 == number)
+    }
+
+    /// What it comes to without a warden.
+    pub const fn alone(self) -> Verdict {
+        match self {
+            Self::Log => Verdict::Log,
+            Self::Deny | Self::Ask => Verdict::Deny,
+            Self::Stop => Verdict::Stop,
+        }
+    }
+
+    /// Name in the policy file.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Log => "log",
+            Self::Deny => "deny",
+            Self::Stop => "stop",
+            Self::Ask => "ask",
+        }
+    }
+}
+
+/// What the warden decides by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Warden {
+    /// The machine is stopped when the warden has been asked about more violations than this that
+    /// are of one kind or come from one instruction, within [`Warden::within_seconds`]. 0: never.
+    /// At most [`Warden::MOST`].
+    pub stop_after: u32,
+    /// How long a violation counts.
+    pub within_seconds: u32,
+    /// Whether a guest may pin bits of its control registers (Heki's hypercall 13).
+    pub heki_configure: bool,
+}
+
+impl Warden {
+    /// The highest `stop_after`.
+    pub const MOST: u32 = 32;
+    /// What is in force unless the policy says otherwise.
+    pub const DEFAULT: Self = Self { stop_after: 10, within_seconds: 60, heki_configure: true };
+
+    fn read(record: &WardenRecord) -> Result<Self, PolicyError> {
+        if record.stop_after > Self::MOST || record.reserved != [0; 7] {
+            return Err(PolicyError::Value);
+        }
+        Ok(Self {
+            stop_after: record.stop_after,
+            within_seconds: record.within_seconds,
+            heki_configure: flag(record.heki_configure)?,
+        })
+    }
+
+    fn to_record(self) -> WardenRecord {
+        WardenRecord {
+            stop_after: self.stop_after,
+            within_seconds: self.within_seconds,
+            heki_configure: u8::from(self.heki_configure),
+            reserved: [0; 7],
+        }
+    }
+}
+
+/// [`Warden`] as a part of the policy record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct WardenRecord {
+    /// Violations.
+    pub stop_after: u32,
+    /// Seconds.
+    pub within_seconds: u32,
+    /// 1: allowed.
+    pub heki_configure: u8,
+    /// Always 0.
+    pub reserved: [u8; 7],
 }
 
 /// The policy record.
@@ -87,10 +190,18 @@ pub struct Record {
     pub ftrace: u8,
     /// A [`HekiExec`].
     pub heki_exec: u8,
+    /// 1: kprobes may be put.
+    pub kprobes: u8,
+    /// 1: live patches may be applied.
+    pub livepatch: u8,
+    /// 1: BPF's compiler may make code.
+    pub jit: u8,
     /// Always 0.
-    pub reserved: [u8; 5],
-    /// A [`Verdict`] per [`ViolationKind`].
+    pub reserved: [u8; 2],
+    /// A [`Reaction`] per [`ViolationKind`].
     pub reactions: [u8; 16],
+    /// For the warden.
+    pub warden: WardenRecord,
     /// [`crate::digest`] of everything before this field.
     pub digest: u64,
 }
@@ -108,8 +219,13 @@ pub struct Policy {
     pub patching: Patching,
     /// See [`HekiExec`].
     pub heki_exec: HekiExec,
+    /// Whether what the kernel's BPF compiler makes may become code. It needs modules: see
+    /// [`Policy::jit_in_force`].
+    pub jit: bool,
     /// The reaction to each kind of violation, by its number.
-    pub reactions: [Verdict; ViolationKind::COUNT],
+    pub reactions: [Reaction; ViolationKind::COUNT],
+    /// What the warden decides by.
+    pub warden: Warden,
 }
 
 impl Default for Policy {
@@ -120,7 +236,9 @@ impl Default for Policy {
             announce: false,
             patching: Patching::ALL,
             heki_exec: HekiExec::Verify,
-            reactions: [Verdict::Deny; ViolationKind::COUNT],
+            jit: true,
+            reactions: [Reaction::Deny; ViolationKind::COUNT],
+            warden: Warden::DEFAULT,
         }
     }
 }
@@ -140,16 +258,44 @@ pub enum PolicyError {
 
 impl Policy {
     /// The reaction to `kind`.
-    pub fn reaction(&self, kind: ViolationKind) -> Verdict {
-        self.reactions.get(kind as usize).copied().unwrap_or(Verdict::Deny)
+    pub fn reaction(&self, kind: ViolationKind) -> Reaction {
+        self.reactions.get(kind as usize).copied().unwrap_or(Reaction::Deny)
     }
 
     /// What the kernel may really patch. Its function tracer calls from its sites a copy of its
-    /// code in a page of the module range, so it cannot work where nothing may become code, and
-    /// must be refused before its first step is made.
+    /// code in a page of the module range, and a kprobe executes the instruction that it displaces
+    /// in such a page. So they cannot work where nothing may become code, and must be refused before
+    /// their first step is made. A live patch is a use of the tracer, and its functions are a module.
     pub fn patching_in_force(&self) -> Patching {
-        let ftrace = self.patching.ftrace && self.modules != Modules::Deny;
-        Patching { ftrace, ..self.patching }
+        let modules = self.modules != Modules::Deny;
+        let ftrace = self.patching.ftrace && modules;
+        Patching {
+            ftrace,
+            kprobes: self.patching.kprobes && modules,
+            livepatch: self.patching.livepatch && ftrace,
+            ..self.patching
+        }
+    }
+
+    /// Whether BPF's compiler may really make code: where nothing may become code it cannot.
+    pub fn jit_in_force(&self) -> bool {
+        self.jit && self.modules != Modules::Deny
+    }
+
+    /// Words for the kernel's command line, each with a space behind it, by which the kernel is told
+    /// what it will be refused, so that it does not try. Linux sets these from its command line, by
+    /// its first process and before any program (`do_sysctl_args`, fs/proc/proc_sysctl.c). Whoever
+    /// undoes them meets the refusal.
+    pub fn kernel_arguments(&self) -> impl Iterator<Item = &'static str> {
+        // kexec_load and kexec_file_load fail with EPERM, and nobody can switch them on again.
+        let kexec = (self.reaction(ViolationKind::Kexec) != Reaction::Log)
+            .then_some("sysctl.kernel.kexec_load_disabled=1 ");
+        // The interpreter, which Debian's kernels have, runs BPF programs.
+        let jit = (!self.jit_in_force()).then_some("sysctl.net.core.bpf_jit_enable=0 ");
+        // An optimised kprobe is a jump over several instructions, which is no legal step.
+        let kprobes =
+            self.patching_in_force().kprobes.then_some("sysctl.debug.kprobes-optimization=0 ");
+        [kexec, jit, kprobes].into_iter().flatten()
     }
 
     /// Reads and checks a record.
@@ -183,15 +329,19 @@ impl Policy {
                 jump_label: flag(record.jump_label)?,
                 static_call: flag(record.static_call)?,
                 ftrace: flag(record.ftrace)?,
+                kprobes: flag(record.kprobes)?,
+                livepatch: flag(record.livepatch)?,
             },
+            jit: flag(record.jit)?,
             heki_exec: HekiExec::ALL
                 .into_iter()
                 .find(|exec| *exec as u8 == record.heki_exec)
                 .ok_or(PolicyError::Value)?,
-            reactions: [Verdict::Deny; ViolationKind::COUNT],
+            reactions: [Reaction::Deny; ViolationKind::COUNT],
+            warden: Warden::read(&record.warden)?,
         };
         for (reaction, number) in policy.reactions.iter_mut().zip(record.reactions) {
-            *reaction = Verdict::from_number(number).ok_or(PolicyError::Value)?;
+            *reaction = Reaction::from_number(number).ok_or(PolicyError::Value)?;
         }
         Ok(policy)
     }
@@ -208,8 +358,12 @@ impl Policy {
             static_call: u8::from(self.patching.static_call),
             ftrace: u8::from(self.patching.ftrace),
             heki_exec: self.heki_exec as u8,
-            reserved: [0; 5],
+            kprobes: u8::from(self.patching.kprobes),
+            livepatch: u8::from(self.patching.livepatch),
+            jit: u8::from(self.jit),
+            reserved: [0; 2],
             reactions: [0; 16],
+            warden: self.warden.to_record(),
             digest: 0,
         };
         for (number, reaction) in record.reactions.iter_mut().zip(self.reactions) {
@@ -242,17 +396,47 @@ mod tests {
     #[test]
     fn a_policy_survives_the_trip() {
         let mut policy = Policy { announce: true, heki_exec: HekiExec::Deny, ..Policy::default() };
-        policy.reactions[3] = Verdict::Stop;
+        policy.reactions[3] = Reaction::Stop;
+        policy.reactions[4] = Reaction::Ask;
+        policy.warden = Warden { stop_after: 32, within_seconds: 1, heki_configure: false };
         policy.patching.static_call = false;
+        policy.patching.livepatch = false;
         assert_eq!(Policy::parse(policy.to_record().as_bytes()), Ok(policy));
+        policy.jit = false;
+        policy.patching.kprobes = false;
+        assert_eq!(Policy::parse(policy.to_record().as_bytes()), Ok(policy));
+        policy.warden.stop_after = Warden::MOST + 1;
+        assert_eq!(Policy::parse(policy.to_record().as_bytes()), Err(PolicyError::Value));
     }
 
     #[test]
-    fn no_tracer_without_code_for_it() {
+    fn what_needs_code_of_its_own_goes_with_modules() {
         let mut policy = Policy::default();
-        assert_eq!(policy.patching_in_force(), Patching::ALL);
+        assert_eq!((policy.patching_in_force(), policy.jit_in_force()), (Patching::ALL, true));
         policy.modules = Modules::Deny;
-        assert_eq!(policy.patching_in_force(), Patching { ftrace: false, ..Patching::ALL });
+        let rest = Patching { ftrace: false, kprobes: false, livepatch: false, ..Patching::ALL };
+        assert_eq!((policy.patching_in_force(), policy.jit_in_force()), (rest, false));
+        policy = Policy::default();
+        policy.patching.ftrace = false;
+        assert!(!policy.patching_in_force().livepatch);
+    }
+
+    #[test]
+    fn the_kernel_is_told_what_it_will_be_refused() {
+        let told = |policy: &Policy| policy.kernel_arguments().collect::<std::string::String>();
+        let kexec = "sysctl.kernel.kexec_load_disabled=1 ";
+        let optimised = "sysctl.debug.kprobes-optimization=0 ";
+        let jit = "sysctl.net.core.bpf_jit_enable=0 ";
+        let mut policy = Policy::default();
+        assert_eq!(told(&policy), [kexec, optimised].concat());
+        policy.jit = false;
+        assert_eq!(told(&policy), [kexec, jit, optimised].concat());
+        policy.patching.kprobes = false;
+        assert_eq!(told(&policy), [kexec, jit].concat());
+        policy = Policy { modules: Modules::Deny, ..Policy::default() };
+        assert_eq!(told(&policy), [kexec, jit].concat());
+        policy = Policy { reactions: [Reaction::Log; ViolationKind::COUNT], ..Policy::default() };
+        assert_eq!(told(&policy), optimised);
     }
 
     #[test]

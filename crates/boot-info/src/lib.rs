@@ -60,7 +60,39 @@ pub enum Role {
     Manifest,
     /// The policy record.
     Policy,
+    /// The image of the task that answers for the policy.
+    Warden,
+    /// The image of another task.
+    Task,
 }
+
+impl Role {
+    /// Every role.
+    pub const ALL: [Self; 6] =
+        [Self::Kernel, Self::Initrd, Self::Manifest, Self::Policy, Self::Warden, Self::Task];
+
+    /// The last word of the module's string.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Kernel => "kernel",
+            Self::Initrd => "initrd",
+            Self::Manifest => "manifest",
+            Self::Policy => "policy",
+            Self::Warden => "warden",
+            Self::Task => "task",
+        }
+    }
+
+    /// How many modules can have it.
+    const fn most(self) -> usize {
+        if matches!(self, Self::Task) { MOST_TASKS } else { 1 }
+    }
+}
+
+/// Most modules whose role is [`Role::Task`].
+pub const MOST_TASKS: usize = 7;
+/// Most modules.
+pub const MOST_MODULES: usize = Role::ALL.len() - 1 + MOST_TASKS;
 
 /// A boot module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,8 +117,8 @@ impl Module {
 pub struct BootInfo {
     /// The memory map, in the loader's order.
     pub regions: ArrayVec<Region, 64>,
-    /// The modules, each role once.
-    pub modules: ArrayVec<Module, 4>,
+    /// The modules, in the loader's order; each role once, but [`Role::Task`].
+    pub modules: ArrayVec<Module, MOST_MODULES>,
     /// The guest's command line.
     pub command_line: ArrayString<MAX_COMMAND_LINE>,
     /// The ACPI root pointer, if the loader gave one.
@@ -94,9 +126,14 @@ pub struct BootInfo {
 }
 
 impl BootInfo {
-    /// The module with this role.
+    /// The first module with this role.
     pub fn module(&self, role: Role) -> Option<Module> {
-        self.modules.iter().copied().find(|module| module.role == role)
+        self.all(role).next()
+    }
+
+    /// The modules with this role, in the loader's order.
+    pub fn all(&self, role: Role) -> impl Iterator<Item = Module> + Clone {
+        self.modules.iter().copied().filter(move |module| module.role == role)
     }
 
     /// Adds a region of the memory map.
@@ -112,19 +149,12 @@ impl BootInfo {
     /// # Errors
     /// Its role is none, or is taken.
     pub fn add_module(&mut self, text: &str, range: Range<u64>) -> Result<(), &'static str> {
-        let role = match text.split_ascii_whitespace().next_back() {
-            Some("kernel") => Role::Kernel,
-            Some("initrd") => Role::Initrd,
-            Some("manifest") => Role::Manifest,
-            Some("policy") => Role::Policy,
-            _ => {
-                return Err(
-                    "a boot module's string must end in kernel, initrd, manifest or policy",
-                );
-            }
-        };
-        if self.module(role).is_some() {
-            return Err("two boot modules have the same role");
+        const NO_ROLE: &str = "a boot module's string must end in kernel, initrd, manifest, policy, \
+                               warden or task";
+        let word = text.split_ascii_whitespace().next_back();
+        let role = Role::ALL.into_iter().find(|role| Some(role.word()) == word).ok_or(NO_ROLE)?;
+        if self.all(role).count() == role.most() {
+            return Err("too many boot modules have the same role");
         }
         let length = range.end.saturating_sub(range.start);
         let module = Module { role, start: Hpa::new(range.start), length };
@@ -205,6 +235,19 @@ mod tests {
         assert!(info.add_module("initrd", 0..1).is_err());
         assert!(info.add_module("initrd.gz", 0..1).is_err());
         assert!(info.add_module("", 0..1).is_err());
+    }
+
+    #[test]
+    fn there_is_room_for_every_role() {
+        let mut info = BootInfo::default();
+        for role in Role::ALL {
+            for number in 0..role.most() as u64 {
+                info.add_module(role.word(), number..9).unwrap();
+            }
+            assert!(info.add_module(role.word(), 0..9).is_err(), "{role:?}");
+        }
+        let starts = info.all(Role::Task).map(|module| module.start.raw());
+        assert!(starts.eq(0..MOST_TASKS as u64));
     }
 
     proptest! {

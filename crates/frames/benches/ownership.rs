@@ -21,6 +21,7 @@ impl DirectMap for Nothing {
     fn map(&mut self, _frame: Hfn) -> Result<(), NoTables> {
         Ok(())
     }
+    fn zero(&mut self, _frames: FrameRange<HostPhysical>) {}
     fn restore(&mut self, _block: FrameRange<HostPhysical>) -> Result<(), NoTables> {
         Ok(())
     }
@@ -37,7 +38,7 @@ fn ownership(criterion: &mut Criterion) {
         let words = vec![Word::default(); addr::length(FRAMES)];
         let blocks = vec![Block::EMPTY; addr::length(FRAMES / 512)];
         let range = FrameRange::with_count(Hfn::new(0), FRAMES);
-        let mut pool = Ownership::new(range, 0, words, blocks).unwrap();
+        let mut pool = Ownership::new(range, 0, words, blocks, &mut Nothing).unwrap();
         let epochs = Epochs::<CPUS>::new();
         (0..CPUS).for_each(|cpu| epochs.enter(cpu));
         // The first call sets a block aside.

@@ -33,6 +33,9 @@ pub(crate) const KINDS: usize = 7;
 pub struct Block {
     /// Set aside.
     pub(crate) aside: bool,
+    /// At home, and nobody has used its free frames since the start: they are neither zeroed nor in
+    /// a list.
+    pub(crate) fresh: bool,
     /// Free frames.
     pub(crate) free: u16,
     /// Frames of the hypervisor's.
@@ -50,6 +53,7 @@ impl Block {
     /// A block for [`Ownership::new`](crate::Ownership::new) to fill in.
     pub const EMPTY: Self = Self {
         aside: false,
+        fresh: false,
         free: 0,
         hv: 0,
         first: None,

@@ -27,6 +27,9 @@ pub trait DirectMap {
     /// `NoTables`; nothing was changed.
     fn map(&mut self, frame: Hfn) -> Result<(), NoTables>;
 
+    /// Zeroes frames that are mapped.
+    fn zero(&mut self, frames: FrameRange<HostPhysical>);
+
     /// Maps a whole block by one leaf, whatever part of it is mapped now.
     ///
     /// # Errors

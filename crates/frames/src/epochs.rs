@@ -50,11 +50,27 @@ impl<const CPUS: usize> Epochs<CPUS> {
         }
     }
 
-    /// The CPU will use no translation until it has emptied its TLB and called
-    /// [`Epochs::enter`].
-    pub fn leave(&self, cpu: usize) {
+    /// The CPU will use no translation until it has emptied its TLB and called [`Epochs::enter`],
+    /// or has called [`Epochs::come_back`] with the answer: what it had served until now.
+    pub fn leave(&self, cpu: usize) -> u64 {
+        self.served.get(cpu).map_or(AWAY, |served| served.swap(AWAY, Ordering::SeqCst))
+    }
+
+    /// The CPU, whose TLB is as it left it, uses translations again. If there was a request
+    /// meanwhile, the flush comes first.
+    ///
+    /// It shows itself before it looks: whoever requests a flush either is seen here, or sees a CPU
+    /// that has yet to serve.
+    pub fn come_back(&self, cpu: usize, last: u64) -> Option<FlushDue<'_>> {
+        self.appear(cpu, last);
+        self.due(cpu)
+    }
+
+    /// The first half of coming back: no translation is used before the second half, which is
+    /// [`Epochs::due`].
+    pub(crate) fn appear(&self, cpu: usize, last: u64) {
         if let Some(served) = self.served.get(cpu) {
-            served.store(AWAY, Ordering::SeqCst);
+            served.store(last, Ordering::SeqCst);
         }
     }
 
@@ -91,6 +107,11 @@ impl<const CPUS: usize> Default for Epochs<CPUS> {
 
 #[cfg(test)]
 impl<const CPUS: usize> Epochs<CPUS> {
+    /// What the counter of a CPU says.
+    pub fn served(&self, cpu: usize) -> u64 {
+        self.served[cpu].load(Ordering::SeqCst)
+    }
+
     /// For models that keep the counters as numbers.
     pub fn from_parts(requested: u64, served: [u64; CPUS]) -> Self {
         Self { requested: AtomicU64::new(requested), served: served.map(AtomicU64::new) }
@@ -126,9 +147,17 @@ mod tests {
         epochs.request();
         begun.done();
         assert!((late..later).contains(&epochs.acknowledged()));
-        epochs.leave(1);
+        let last = epochs.leave(1);
         epochs.due(0).unwrap().done();
         assert_eq!(epochs.acknowledged(), later);
+        // What was requested meanwhile is flushed for before anything else.
+        let due = epochs.come_back(1, last).unwrap();
+        assert!(epochs.acknowledged() < later);
+        due.done();
+        assert_eq!(epochs.acknowledged(), later);
+        let last = epochs.leave(1);
+        assert!(epochs.come_back(1, last).is_none());
+        epochs.leave(1);
         epochs.enter(1);
         assert!(epochs.due(1).is_none());
         assert!(epochs.due(3).is_none());

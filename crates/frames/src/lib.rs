@@ -1,5 +1,5 @@
 //! Who owns a frame: the owners and all changes of owner, quarantine until every CPU has flushed,
-//! which frames leave the direct map; secret memory; the boot pool's allocator; the slots of the
+//! which frames leave the direct map; secret memory; the slots of the
 //! windows through which the hypervisor reaches memory that it does not map; one byte of state per
 //! guest frame; and the audit.
 //!
@@ -16,7 +16,6 @@ mod block;
 mod direct_map;
 mod epochs;
 mod ownership;
-mod pool;
 mod quarantine;
 mod rules;
 mod secrets;
@@ -29,7 +28,6 @@ pub use block::Block;
 pub use direct_map::{DirectMap, Leaves, NoTables};
 pub use epochs::{Epochs, FlushDue};
 pub use ownership::{Ownership, OwnershipError};
-pub use pool::{Pool, PoolError, bitmap_words};
 pub use rules::{Enforced, Rules};
 pub use secrets::{MOST_BLOCKS, SecretError, SecretHandle, SecretSlot, Secrets};
 pub use states::FrameStates;

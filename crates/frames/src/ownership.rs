@@ -5,6 +5,8 @@
 //! - The direct map maps the hypervisor's frames and zeroed free ones, and none of anybody else's.
 //!   Owner and leaf change in one call, under the one lock that `&mut self` stands for.
 //! - A frame changes hands through quarantine only: freed, forgotten by every CPU, zeroed, free.
+//! - A block that nobody has used yet (*fresh*) is zeroed as a whole when the first of its frames is
+//!   given out, or when it is set aside: most of a pool never is, and costs nothing.
 //! - Blocks keep whole leaves. See [`DirectMap`] for what is asked of it.
 //!
 //! Nothing is searched: each operation takes the same time whatever the size of the pool, except
@@ -93,7 +95,8 @@ where
     }
 
     /// The frames of `range`, whole 2 MiB blocks, all of them in the direct map by large leaves.
-    /// The first `used` belong to the hypervisor; the others are free and zeroed.
+    /// The first `used` belong to the hypervisor; the others are free, whatever their content.
+    /// `words` are all [`Word::default`].
     ///
     /// # Errors
     /// `BadPool`.
@@ -102,8 +105,9 @@ where
         used: u64,
         words: W,
         blocks: B,
+        map: &mut impl DirectMap,
     ) -> Result<Self, Error> {
-        Self::with_blocks(range, used, words, blocks, BLOCK_SHIFT)
+        Self::with_blocks(range, used, words, blocks, BLOCK_SHIFT, map)
     }
 }
 
@@ -119,6 +123,7 @@ where
         words: W,
         blocks: B,
         block_shift: u32,
+        map: &mut impl DirectMap,
     ) -> Result<Self, Error> {
         let size = 1 << block_shift;
         let count = u32::try_from(range.count()).ok().filter(|count| *count < NUMBERS);
@@ -136,20 +141,22 @@ where
             words,
             blocks: Blocks::new(blocks),
             quarantine: Quarantine::default(),
-            free: 0,
+            free: count - used,
             leaves: Leaves { large: u64::from(count >> block_shift), ..Leaves::default() },
             acknowledged: 0,
             rules: PhantomData,
         };
         for block in (0..count >> block_shift).rev() {
-            *pool.blocks.get_mut(block) = Block::EMPTY;
-            for frame in pool.frames_of(block).rev() {
-                if frame < used {
-                    *pool.word_mut(frame) = Word::owned(Owner::Hv);
-                    pool.blocks.get_mut(block).hv += 1;
-                } else {
-                    pool.add_free(frame, block);
-                }
+            let frames = pool.frames_of(block);
+            let hv = used.clamp(frames.start, frames.end) - frames.start;
+            let hv = u16::try_from(hv).map_err(|_| Error::BadPool)?;
+            let free = (1 << block_shift) - hv;
+            *pool.blocks.get_mut(block) = Block { free, hv, fresh: true, ..Block::EMPTY };
+            for frame in frames.take(usize::from(hv)) {
+                *pool.word_mut(frame) = Word::owned(Owner::Hv);
+            }
+            if hv > 0 {
+                pool.make_ready(block, map);
             }
             pool.link(block);
         }
@@ -205,6 +212,7 @@ where
             Owner::Hv => self.block_for_hv(map)?,
             _ => self.block_aside(epochs, map)?,
         };
+        self.make_ready(block, map);
         let frame = self.blocks.get(block).first.ok_or(Error::OutOfMemory)?;
         let kind = self.kind(block);
         let next = self.word(frame).next();
@@ -338,6 +346,25 @@ where
         let windows = word.windows().checked_sub(1).ok_or(Error::NoWindow(frame))?;
         *self.word_mut(number) = word.with_windows(windows);
         Ok(())
+    }
+
+    /// Zeroes the free frames of a fresh block, whose first frames are the hypervisor's, if any, and
+    /// makes their list.
+    fn make_ready(&mut self, block: u32, map: &mut impl DirectMap) {
+        if !core::mem::take(&mut self.blocks.get_mut(block).fresh) {
+            return;
+        }
+        let frames = self.frames_of(block);
+        let free = frames.start + u32::from(self.blocks.get(block).hv)..frames.end;
+        if R::ZERO_FRESH {
+            map.zero(FrameRange::new(self.frame(free.start), self.frame(free.end)));
+        }
+        let mut next = None;
+        for frame in free.rev() {
+            *self.word_mut(frame) = Word::free(next);
+            next = Some(frame);
+        }
+        self.blocks.get_mut(block).first = next;
     }
 
     /// Adds a frame to the free ones of its block, which is in no list.

@@ -9,6 +9,9 @@ pub trait Rules: Sealed {
     const LATER_FLUSH: bool = true;
     /// A frame that leaves quarantine is zeroed.
     const ZERO: bool = true;
+    /// A block is zeroed before any of its frames is first given out, and before it is first set
+    /// aside.
+    const ZERO_FRESH: bool = true;
     /// Only the owner gives a frame back.
     const OWNER_FREES: bool = true;
     /// A frame with an open window is not freed.

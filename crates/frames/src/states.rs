@@ -9,8 +9,8 @@ use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU8, Ordering};
 use zerocopy::FromBytes;
 
-/// The states of the frames of one range, in lent storage.
-#[derive(Debug)]
+/// The states of the frames of one range, in lent storage; a copy shows the same.
+#[derive(Clone, Copy, Debug)]
 pub struct FrameStates<'a, S> {
     first: Gfn,
     bytes: &'a [AtomicU8],

@@ -18,7 +18,7 @@ pub enum Owner {
 /// The state of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FrameState {
-    /// Zeroed, ready for any owner.
+    /// Ready for any owner: zeroed, or in a block that nobody has used yet and that is zeroed first.
     Free,
     /// Freed, but CPUs may still hold translations of its last owner's.
     Quarantined,

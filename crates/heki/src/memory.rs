@@ -122,7 +122,7 @@ impl Rules {
         }
         let writes = wanted.rights.contains(Rights::WRITE);
         let state = match (page.state, wanted.rights.contains(Rights::EXECUTE), self.exec) {
-            (PageState::Own, ..) => return Err(Refusal::Fault),
+            (PageState::Own | PageState::Published, ..) => return Err(Refusal::Fault),
             (PageState::Data, true, HekiExec::Deny) => return Err(Refusal::NotPermitted),
             (PageState::Data, true, HekiExec::Trust) if !writes => PageState::Code,
             (state, ..) => state,

@@ -19,9 +19,13 @@
 //! each step in one batch) and own calls (`ftrace_update_ftrace_func`, arch/x86/kernel/ftrace.c).
 //! The function graph tracer writes nothing else where the kernel has `DYNAMIC_FTRACE_WITH_ARGS`;
 //! the jump `ftrace_graph_call` of others is no site, and writing it is refused.
+//!
+//! kprobes are no sites; their rules are in [`probes`].
 
+pub mod probes;
 mod rules;
 mod tracer;
+mod trampoline;
 
 use abi::manifest::{Manifest, SiteKind, TRACED_LENGTH};
 use abi::policy::Patching;
@@ -45,6 +49,10 @@ pub enum Legal {
     Tail,
     /// The first byte of an allowed content, in place of an `int3`.
     Opcode,
+    /// `int3` over the first byte of an instruction: a kprobe ([`probes`]).
+    Probe,
+    /// The byte that a kprobe displaced, in its place.
+    ProbeRemoved,
 }
 
 /// Why a write is refused.
@@ -64,6 +72,10 @@ pub enum Refused {
     IllegalBytes,
     /// It is no step of the breakpoint protocol in the site's present state.
     IllegalStep,
+    /// A kprobe that is not at the first byte of an instruction, as far as that can be told.
+    InsideInstruction,
+    /// There are as many kprobes as can be.
+    TooMany,
 }
 
 /// The guest's memory, as far as a verdict depends on it.

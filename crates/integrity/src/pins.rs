@@ -76,6 +76,19 @@ pub struct MsrPins {
 }
 
 impl MsrPins {
+    /// How many there are.
+    pub const COUNT: usize = PINNED_MSRS.len();
+
+    /// The values in the order of [`PINNED_MSRS`].
+    pub const fn values(&self) -> [u64; Self::COUNT] {
+        self.values
+    }
+
+    /// Those with these [`MsrPins::values`].
+    pub const fn from_values(values: [u64; Self::COUNT]) -> Self {
+        Self { values }
+    }
+
     /// Asks `read` for the value of each pinned MSR.
     pub fn capture(read: impl FnMut(u32) -> u64) -> Self {
         Self { values: PINNED_MSRS.map(read) }
@@ -124,6 +137,27 @@ impl SelectorPin {
     pub const fn allows(self, selector: u16) -> bool {
         self.selector == selector
     }
+}
+
+/// All pins of a vCPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pins {
+    /// CR0.
+    pub cr0: ControlPin,
+    /// CR4.
+    pub cr4: ControlPin,
+    /// EFER as the guest sees it.
+    pub efer: ControlPin,
+    /// System call entry points and the APIC's place.
+    pub msrs: MsrPins,
+    /// GDTR.
+    pub gdtr: TablePin,
+    /// IDTR.
+    pub idtr: TablePin,
+    /// LDTR.
+    pub ldtr: SelectorPin,
+    /// TR.
+    pub tr: SelectorPin,
 }
 
 #[cfg(test)]

@@ -5,9 +5,11 @@
 //! write them) before it asks, and promotes exactly the pages it asked about.
 
 use crate::Rights;
-use abi::policy::Modules;
+use abi::policy::{Modules, Policy};
 use addr::Gva;
 use core::ops::Range;
+
+pub mod jit;
 
 /// Where Linux puts modules and other generated kernel code, as virtual addresses, in a kernel
 /// built with KASLR (Linux, `Documentation/arch/x86/x86_64/mm.rst`).
@@ -27,6 +29,8 @@ pub struct Candidate {
     pub mapped: Rights,
     /// What the guest's own tables allow through any alias, on any page.
     pub aliases: Rights,
+    /// Whether they lie in a mapping for BPF programs ([`jit::is_bpf`]).
+    pub bpf: bool,
 }
 
 impl Candidate {
@@ -57,6 +61,8 @@ pub enum Authority {
 pub enum Refusal {
     /// The policy lets nothing become code.
     Policy,
+    /// The policy lets BPF's compiler make no code.
+    Jit,
     /// Not, or not entirely, where kernel modules live.
     OutsideModuleRange,
     /// The guest's own tables do not make it executable.
@@ -71,11 +77,13 @@ pub trait CodeAuthority {
     fn judge(&self, candidate: &Candidate) -> Authority;
 }
 
-/// The policy alone: it looks at the mapping, not at the bytes.
-impl CodeAuthority for Modules {
+/// The policy alone: it looks at the mapping, and at the bytes only where BPF's compiler is denied.
+impl CodeAuthority for Policy {
     fn judge(&self, candidate: &Candidate) -> Authority {
-        if *self == Modules::Deny {
+        if self.modules == Modules::Deny {
             Authority::Refuse(Refusal::Policy)
+        } else if candidate.bpf && !self.jit {
+            Authority::Refuse(Refusal::Jit)
         } else if !candidate.in_module_range() {
             Authority::Refuse(Refusal::OutsideModuleRange)
         } else if !candidate.mapped.contains(Rights::EXECUTE) {
@@ -94,7 +102,11 @@ mod tests {
 
     fn candidate(start: u64, length: u64) -> Candidate {
         let mapped = Rights::READ | Rights::EXECUTE;
-        Candidate { start: Gva::new(start), length, mapped, aliases: mapped }
+        Candidate { start: Gva::new(start), length, mapped, aliases: mapped, bpf: false }
+    }
+
+    fn standard() -> Policy {
+        Policy::default()
     }
 
     #[test]
@@ -115,7 +127,7 @@ mod tests {
             (start, u64::MAX, refused),
             (0, u64::MAX, refused),
         ] {
-            assert_eq!(Modules::Unauthenticated.judge(&candidate(first, length)), expected);
+            assert_eq!(standard().judge(&candidate(first, length)), expected);
         }
     }
 
@@ -125,14 +137,24 @@ mod tests {
             for aliases in (0..8).map(Rights::from_bits_truncate) {
                 let candidate =
                     Candidate { mapped, aliases, ..candidate(MODULE_RANGE.start, 0x1000) };
-                let granted =
-                    matches!(Modules::Unauthenticated.judge(&candidate), Authority::Promote { .. });
+                let granted = matches!(standard().judge(&candidate), Authority::Promote { .. });
                 let legitimate = mapped.contains(Rights::EXECUTE)
                     && !mapped.contains(Rights::WRITE)
                     && !aliases.contains(Rights::WRITE);
                 assert_eq!(granted, legitimate);
-                assert_eq!(Modules::Deny.judge(&candidate), Authority::Refuse(Refusal::Policy));
+                let strict = Policy { modules: Modules::Deny, ..standard() };
+                assert_eq!(strict.judge(&candidate), Authority::Refuse(Refusal::Policy));
             }
         }
+    }
+
+    #[test]
+    fn compiled_programs_go_by_a_key_of_their_own() {
+        let bpf = Candidate { bpf: true, ..candidate(MODULE_RANGE.start, 0x1000) };
+        assert_eq!(standard().judge(&bpf), Authority::Promote { authority: UNAUTHENTICATED });
+        let denied = Policy { jit: false, ..standard() };
+        assert_eq!(denied.judge(&bpf), Authority::Refuse(Refusal::Jit));
+        let module = Candidate { bpf: false, ..bpf };
+        assert_eq!(denied.judge(&module), Authority::Promote { authority: UNAUTHENTICATED });
     }
 }

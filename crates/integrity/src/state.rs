@@ -1,8 +1,8 @@
 //! The state of a guest page, and what the second stage allows on a page in each state.
 //!
 //! What always holds, in the kernel view: no page but a released one is both writable and
-//! executable. A locked page leaves its state by release only, and the hypervisor's own memory
-//! never changes state. What a guest has withheld from a page ([`Page`]) only takes rights away.
+//! executable. A locked page leaves its state by release only, and the hypervisor's own memory,
+//! published or not, never changes state. What a guest has withheld from a page ([`Page`]) only takes rights away.
 
 use crate::Rights;
 
@@ -23,6 +23,8 @@ pub enum PageState {
     Released = 4,
     /// The hypervisor's memory: mapped for no guest.
     Own = 5,
+    /// What the hypervisor lets the guest read (crate `published`).
+    Published = 6,
 }
 
 /// Which second-stage table is meant.
@@ -38,8 +40,15 @@ pub enum View {
 
 impl PageState {
     /// Every state, by number.
-    pub const ALL: [Self; 6] =
-        [Self::Data, Self::Code, Self::LockedCode, Self::LockedReadOnly, Self::Released, Self::Own];
+    pub const ALL: [Self; 7] = [
+        Self::Data,
+        Self::Code,
+        Self::LockedCode,
+        Self::LockedReadOnly,
+        Self::Released,
+        Self::Own,
+        Self::Published,
+    ];
 
     /// The state with this number.
     pub fn from_number(number: u8) -> Option<Self> {
@@ -54,10 +63,10 @@ impl PageState {
     /// Whether the change from `self` to `to` exists at all; staying is no change and is allowed.
     /// Who may ask for it, and when, is decided elsewhere.
     pub const fn may_become(self, to: Self) -> bool {
-        use PageState::{Code, Data, LockedCode, LockedReadOnly, Own, Released};
+        use PageState::{Code, Data, LockedCode, LockedReadOnly, Own, Published, Released};
         match (self, to) {
-            (Own, Own) => true,
-            (Own, _) | (_, Own) => false,
+            (Own, Own) | (Published, Published) => true,
+            (Own | Published, _) | (_, Own | Published) => false,
             // Promotion, demotion, the lock. Code never turns into locked data directly, because
             // it might still be executed.
             (Data, Data | Code | LockedCode | LockedReadOnly | Released)
@@ -85,6 +94,7 @@ pub const fn second_stage(state: PageState, view: View) -> Rights {
     const RWX: Rights = Rights::all();
     match (state, view) {
         (PageState::Own, _) => Rights::empty(),
+        (PageState::Published, _) => R,
         (PageState::Released, _) => RWX,
         (PageState::Data, View::Kernel) => RW,
         (PageState::Data, View::User | View::Single) => RWX,
@@ -170,13 +180,13 @@ mod tests {
         let mut pages = 0;
         for byte in 0..=u8::MAX {
             let page = Page::try_from(byte);
-            assert_eq!(page.is_ok(), byte & 0xf < 6);
+            assert_eq!(page.is_ok(), byte & 0xf < 7);
             if let Ok(page) = page {
                 assert_eq!(u8::from(page), byte);
                 pages += 1;
             }
         }
-        assert_eq!(pages, 6 * 8 * 2);
+        assert_eq!(pages, 7 * 8 * 2);
     }
 
     #[test]
@@ -211,6 +221,7 @@ mod tests {
             (PageState::LockedReadOnly, ["R--", "R-X", "R-X"]),
             (PageState::Released, ["RWX", "RWX", "RWX"]),
             (PageState::Own, ["---", "---", "---"]),
+            (PageState::Published, ["R--", "R--", "R--"]),
         ];
         assert_eq!(table.map(|(state, _)| state), PageState::ALL);
         for (state, expected) in table {
@@ -240,7 +251,8 @@ mod tests {
     #[test]
     fn the_whole_relation() {
         // Rows: from; columns: to; both in the order of `ALL`.
-        let relation = ["yyyyy-", "yyy-y-", "--y-y-", "---yy-", "----y-", "-----y"];
+        let relation =
+            ["yyyyy--", "yyy-y--", "--y-y--", "---yy--", "----y--", "-----y-", "------y"];
         for (from, row) in PageState::ALL.into_iter().zip(relation) {
             for (to, cell) in PageState::ALL.into_iter().zip(row.chars()) {
                 assert_eq!(from.may_become(to), cell == 'y', "{from:?} to {to:?}");
@@ -252,7 +264,7 @@ mod tests {
     fn numbers_name_states() {
         for number in 0..=u8::MAX {
             let state = PageState::from_number(number);
-            assert_eq!(state.map(|state| state as u8), (number < 6).then_some(number));
+            assert_eq!(state.map(|state| state as u8), (number < 7).then_some(number));
         }
     }
 }

@@ -76,12 +76,22 @@ pub mod cr4 {
 pub mod rflags {
     /// Always 1.
     pub const RESERVED: u64 = 1 << 1;
+    /// Trap after the next instruction.
+    pub const TF: u64 = 1 << 8;
+    /// Interrupts are accepted.
+    pub const IF: u64 = 1 << 9;
+    /// Privilege that port instructions take, two bits.
+    pub const IOPL: u64 = 3 << 12;
+    /// Nested task.
+    pub const NT: u64 = 1 << 14;
     /// Resume flag.
     pub const RF: u64 = 1 << 16;
 }
 
-/// Exception vectors that the hypervisor injects (APM 8.2).
+/// Exception vectors (APM 8.2).
 pub mod vector {
+    /// Debug.
+    pub const DB: u8 = 1;
     /// Non-maskable interrupt.
     pub const NMI: u8 = 2;
     /// Invalid opcode.

@@ -21,6 +21,8 @@ pub const SYSENTER_ESP: u32 = 0x175;
 pub const SYSENTER_EIP: u32 = 0x176;
 /// Page-attribute table.
 pub const PAT: u32 = 0x277;
+/// When the local APIC's timer interrupts, in deadline mode; 0: not at all (SDM 3A, 11.5.4.1).
+pub const TSC_DEADLINE: u32 = 0x6e0;
 /// First of the VMX capability registers (SDM 3D, appendix A): VMCS revision and sizes.
 pub const VMX_BASIC: u32 = 0x480;
 /// CR0 bits that VMX operation needs set.

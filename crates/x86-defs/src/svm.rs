@@ -18,6 +18,8 @@ pub mod intercept1 {
     pub const NMI: u32 = 1 << 1;
     /// INIT.
     pub const INIT: u32 = 1 << 3;
+    /// Virtual interrupts.
+    pub const VINTR: u32 = 1 << 4;
     /// LIDT.
     pub const IDTR_WRITE: u32 = 1 << 10;
     /// LGDT.
@@ -56,6 +58,19 @@ pub mod nested_control {
 /// `Vmcb::tlb_control`: flush everything of every ASID.
 pub const TLB_FLUSH_ALL: u8 = 1;
 
+/// `Vmcb::virtual_interrupt` (APM 15.21.4).
+pub mod virtual_interrupt {
+    /// One waits.
+    pub const PENDING: u64 = 1 << 8;
+    /// Its priority, the highest.
+    pub const PRIORITY: u64 = 0xf << 16;
+    /// It is taken whatever the task priority is.
+    pub const IGNORE_TPR: u64 = 1 << 20;
+}
+
+/// `Vmcb::interrupt_shadow`: the guest is right behind STI or a load of SS.
+pub const INTERRUPT_SHADOW: u64 = 1;
+
 /// `Vmcb::event_injection` and `exit_interrupt_info` fields (APM 15.20).
 pub mod event {
     /// The field holds an event.
@@ -84,6 +99,8 @@ pub mod exit {
     pub const NMI: u64 = 0x61;
     /// INIT.
     pub const INIT: u64 = 0x63;
+    /// The guest would take a virtual interrupt.
+    pub const VINTR: u64 = 0x64;
     /// LIDT.
     pub const WRITE_IDTR: u64 = 0x6a;
     /// LGDT.

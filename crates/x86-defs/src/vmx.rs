@@ -105,6 +105,7 @@ pub mod pin {
 /// Primary processor-based VM-execution controls.
 #[expect(missing_docs, reason = "the names are the manual's")]
 pub mod primary {
+    pub const INTERRUPT_WINDOW_EXITING: u32 = 1 << 2;
     pub const CR3_LOAD_EXITING: u32 = 1 << 15;
     pub const NMI_WINDOW_EXITING: u32 = 1 << 22;
     pub const USE_IO_BITMAPS: u32 = 1 << 25;
@@ -154,6 +155,8 @@ pub mod event {
     pub const ERROR_CODE: u64 = 1 << 11;
     /// Position of the type, three bits.
     pub const TYPE_SHIFT: u32 = 8;
+    /// Type: external interrupt.
+    pub const TYPE_INTERRUPT: u64 = 0;
     /// Type: NMI.
     pub const TYPE_NMI: u64 = 2;
     /// Type: hardware exception.
@@ -177,6 +180,7 @@ pub mod exit {
     pub const TRIPLE_FAULT: u64 = 2;
     pub const INIT: u64 = 3;
     pub const SIPI: u64 = 4;
+    pub const INTERRUPT_WINDOW: u64 = 7;
     pub const NMI_WINDOW: u64 = 8;
     pub const TASK_SWITCH: u64 = 9;
     pub const CPUID: u64 = 10;
@@ -204,6 +208,8 @@ pub mod exit {
 
 /// Exit qualification of an EPT violation (SDM 3C, table 28-7).
 pub mod ept_violation {
+    /// The access was a write, or read and wrote.
+    pub const WRITE: u64 = 1 << 1;
     /// The access was an instruction fetch.
     pub const FETCH: u64 = 1 << 2;
     /// The entry allowed something: read, write, supervisor or user execute.

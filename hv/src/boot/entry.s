@@ -43,10 +43,11 @@ entry32:
     xor eax, eax
     rep stosd
 
-    # Identity map of the first 4 GiB with 2 MiB leaves, for the boot only.
+    # Identity map of the first 4 GiB with 2 MiB leaves, for the boot only; and the same at DIRECT_MAP.
     mov eax, offset boot_pdpt
     or eax, 3
     mov [boot_pml4], eax
+    mov [boot_pml4 + 256 * 8], eax      # the pool, where the direct map will have it
     mov eax, offset boot_directories
     or eax, 3
     mov edi, offset boot_pdpt
@@ -80,7 +81,8 @@ enable_long_mode:
     mov cr4, eax
     mov ecx, 0xc0000080
     rdmsr
-    or eax, 0x901                       # SCE, LME, NXE
+    and eax, ~1                         # no SCE: tasks have no SYSCALL, whose target is the guest's
+    or eax, 0x900                       # LME, NXE
     wrmsr
     mov eax, 0x80010023                 # PG, WP, NE, MP, PE; caches on
     mov cr0, eax

@@ -2,10 +2,11 @@
 
 use super::{linux, smp};
 use crate::memory::space;
+use crate::publish;
 use addr::{FRAMES_PER_2M, FrameRange, HostPhysical, Hpa, PAGE_SIZE};
 use arrayvec::ArrayVec;
 use boot_info::place::Memory;
-use boot_info::{BootInfo, Region};
+use boot_info::{BootInfo, MOST_MODULES, Region};
 use core::ops::Range;
 
 /// The guest's memory map.
@@ -13,8 +14,11 @@ pub type GuestMap = ArrayVec<Region, 96>;
 
 const MIB: u64 = 1 << 20;
 const FOUR_GIB: u64 = 1 << 32;
-/// Kind of a region that the guest must leave alone.
+/// Kind of a region that the guest must leave alone, and may look at.
 const RESERVED: u32 = 2;
+/// Kind of a region that it must not even look at: Linux does not show it in /dev/mem, as it does
+/// not show what is reserved in one piece with memory below 1 MiB.
+const UNUSABLE: u32 = 5;
 
 /// Low memory that stays the guest's but reserved: edited ACPI tables, mailbox, first page tables.
 pub const LOW_RESERVED: Range<u64> = 0x6_0000..0x6_8000;
@@ -36,24 +40,29 @@ pub fn check_low_memory(info: &BootInfo) -> Result<(), &'static str> {
     }
 }
 
-/// Where the boot modules are.
-pub fn module_ranges(info: &BootInfo) -> ArrayVec<Range<u64>, 8> {
+/// Where the boot modules are; there is room for one more.
+pub fn module_ranges(info: &BootInfo) -> ArrayVec<Range<u64>, { MOST_MODULES + 1 }> {
     info.modules.iter().map(boot_info::Module::range).collect()
 }
+
+/// Most memory that all tasks and their secrets may have together.
+pub const TASK_BYTES: u64 = 16 * MIB;
 
 /// Chooses the pool: as high below 4 GiB as the boot modules leave room, in whole 2 MiB blocks, so
 /// that the guest's large leaves around it stay large.
 ///
 /// It is large enough for everything that can be asked of it: two second-stage tables split down
 /// to 4 KiB everywhere (8 KiB per 2 MiB of RAM), two bytes of state per frame and a little more for
-/// counters of large leaves, and 16 MiB for the manifest, the CPUs and the tables of device memory.
+/// counters of large leaves, 16 MiB for the manifest, the CPUs and the tables of device memory, and
+/// [`TASK_BYTES`].
 ///
 /// # Errors
 /// There is no such place.
 pub fn choose_pool(info: &BootInfo) -> Result<FrameRange<HostPhysical>, &'static str> {
-    const TOO_SMALL: &str = "too little memory: Ravelin needs 16 MiB and 0.5 % of the machine's RAM in one piece below 4 GiB, clear of the boot modules";
+    const TOO_SMALL: &str = "too little memory: Ravelin needs 32 MiB and 0.5 % of the machine's RAM in one piece below 4 GiB, clear of the boot modules";
     let ram: u64 = info.regions.iter().filter(|r| r.is_ram()).map(|r| r.length).sum();
-    let wanted = (16 * MIB + ram / 2048 + ram / MIB + ram / 256).next_multiple_of(2 * MIB);
+    let wanted =
+        (16 * MIB + TASK_BYTES + ram / 2048 + ram / MIB + ram / 256).next_multiple_of(2 * MIB);
     let mut taken = module_ranges(info);
     taken.push(bytes(space::image()));
     let memory = Memory { regions: &info.regions, taken: &taken };
@@ -67,7 +76,8 @@ fn bytes(frames: FrameRange<HostPhysical>) -> Range<u64> {
     frames.start.start().raw()..frames.end.start().raw()
 }
 
-/// The machine's memory map with the hypervisor's regions turned from RAM to reserved.
+/// The machine's memory map with the hypervisor's regions turned from RAM to unusable, and what the
+/// guest may read or write of them to reserved.
 ///
 /// # Errors
 /// The map has too many entries.
@@ -76,31 +86,36 @@ pub fn guest_map(
     pool: FrameRange<HostPhysical>,
 ) -> Result<GuestMap, &'static str> {
     let mut map: GuestMap = info.regions.iter().copied().collect();
-    for own in [LOW_RESERVED, bytes(space::image()), bytes(pool)] {
+    let own = [
+        (LOW_RESERVED, RESERVED),
+        (bytes(publish::frames()), RESERVED),
+        (bytes(space::image()), UNUSABLE),
+        (bytes(pool), UNUSABLE),
+    ];
+    for (own, kind) in own {
         let mut next = GuestMap::new();
         for region in map {
-            carve(&mut next, region, &own).map_err(|_| "the memory map has too many entries")?;
+            carve(&mut next, region, &own, kind)
+                .map_err(|_| "the memory map has too many entries")?;
         }
         map = next;
     }
     Ok(map)
 }
 
-/// Appends `region` with the part inside `own` marked as reserved.
+/// Appends `region` with the part inside `own`, if it is RAM, turned to `kind`.
 fn carve(
     map: &mut GuestMap,
     region: Region,
     own: &Range<u64>,
+    kind: u32,
 ) -> Result<(), arrayvec::CapacityError<Region>> {
     let (start, end) = (region.start.max(own.start), region.end().min(own.end));
     if start >= end || !region.is_ram() {
         return map.try_push(region);
     }
-    let pieces = [
-        (region.start, start, region.kind),
-        (start, end, RESERVED),
-        (end, region.end(), region.kind),
-    ];
+    let pieces =
+        [(region.start, start, region.kind), (start, end, kind), (end, region.end(), region.kind)];
     for (start, end, kind) in pieces {
         if start < end {
             map.try_push(Region { start, length: end - start, kind })?;

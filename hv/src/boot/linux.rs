@@ -4,9 +4,10 @@
 use super::acpi::Machine;
 use super::layout::{GuestMap, LOW_PLACES, LOW_RESERVED, module_ranges};
 use crate::memory::physical::Physical;
+use abi::policy::Policy;
 use addr::{Gpa, Hpa, PAGE_SIZE};
 use boot_info::place::{Memory, overlap};
-use boot_info::{BootInfo, Module, Role};
+use boot_info::{BootInfo, MAX_COMMAND_LINE, Module, Role};
 use core::ops::Range;
 
 /// First page tables of the guest, an identity map of 512 GiB in 1 GiB leaves.
@@ -83,6 +84,7 @@ pub fn load(
     kernel: Module,
     map: &GuestMap,
     machine: &Machine,
+    policy: &Policy,
 ) -> Result<Start, &'static str> {
     let mut setup = Setup { bytes: [0; 4096] };
     if kernel.length < 4096 {
@@ -108,6 +110,7 @@ pub fn load(
         .ok_or("too little memory: no place for the kernel clear of the boot modules")?;
     memory.copy(kernel.start.plus(payload), target, length)?;
     write_zero_page(memory, info, &setup, target, map, machine)?;
+    write_command_line(memory, info, policy)?;
     write_first_tables(memory)?;
     Ok(Start { entry: Gpa::new(target.raw() + 0x200), zero_page: Gpa::new(ZERO_PAGE.raw()) })
 }
@@ -178,8 +181,26 @@ fn write_zero_page(
         put(at + 16, &region.kind.to_le_bytes());
     }
     memory.write(ZERO_PAGE, &page)?;
-    memory.write(COMMAND_LINE, info.command_line.as_bytes())?;
-    memory.write(COMMAND_LINE.plus(info.command_line.len() as u64), &[0])?;
+    Ok(())
+}
+
+/// The words by which the policy is told to the kernel, then the loader's: behind these there may be a
+/// `--`, and words for the first process.
+fn write_command_line(
+    memory: Physical<'_>,
+    info: &BootInfo,
+    policy: &Policy,
+) -> Result<(), &'static str> {
+    let mut length = 0;
+    let told = policy.kernel_arguments().map(|word| -> &str { word });
+    for word in told.chain([info.command_line.as_str()]) {
+        if length + word.len() > MAX_COMMAND_LINE {
+            return Err("the kernel's command line is too long, with what the policy adds to it");
+        }
+        memory.write(COMMAND_LINE.plus(length as u64), word.as_bytes())?;
+        length += word.len();
+    }
+    memory.write(COMMAND_LINE.plus(length as u64), &[0])?;
     Ok(())
 }
 

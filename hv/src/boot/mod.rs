@@ -9,38 +9,37 @@ mod layout;
 mod linux;
 mod multiboot;
 mod smp;
+mod tasks;
 
-use crate::cpu::{self, apic, instructions, tables};
+use crate::cpu::{self, apic, control, instructions, tables};
 use crate::log;
 use crate::memory::physical::Physical;
-use crate::memory::pool::{self, Block, Tables};
-use crate::memory::space::{self, BootTables, CpuSpace};
+use crate::memory::pool::{self, Block};
+use crate::memory::space::{self, CpuSpace};
 use crate::memory::window::Windows;
+use crate::memory::{audit, flush, secret};
+use crate::publish;
 use crate::report;
 use crate::svm::Svm;
 use crate::vcpu::Vcpu;
 use crate::vendor::{self, Vendor};
-use crate::vm::{self, Ram, Vm, memory::Memory, separation::Separation, violation};
+use crate::vm::{Ram, Vm, memory::Memory, separation::Separation, violation};
 use crate::vmx::Vmx;
 use abi::Digest;
 use abi::event::ViolationKind;
 use abi::manifest::{Manifest, ManifestError};
 use abi::policy::Policy;
-use addr::{FrameRange, Gfn, Gpa, GuestPhysical, Hfn, HostPhysical, Hpa, PAGE_SIZE};
-use arrayvec::ArrayVec;
+use addr::{FrameRange, Gfn, Gpa, GuestPhysical, HostPhysical, PAGE_SIZE};
 use boot_info::{BootInfo, Module, Role};
 use core::arch::global_asm;
-use frames::{Audit, Region, Space, Use};
 use linux::Start;
 use mtrr::MemoryTypes;
-use paging::{PageTable, X86_64};
 use spin::Once;
 
 global_asm!(include_str!("entry.s"), options(raw));
 
 /// What a CPU needs to become a vCPU; made once.
 pub struct Machine<V: Vendor> {
-    root: Hfn,
     maps: V::Maps,
     vm: Vm<V>,
 }
@@ -90,6 +89,7 @@ fn boot<V: Vendor>(magic: u32, information: u64) -> Result<core::convert::Infall
 fn prepare<V: Vendor>(magic: u32, information: u64) -> Result<(Windows, Start), Reason> {
     tables::fill_idt(V::nmi_handler());
     tables::load(0);
+    control::protect_own_level();
     V::check_support()?;
     if !apic::is_usable() {
         return Err("the local APIC is off, moved or in x2APIC mode; xAPIC mode is needed");
@@ -97,12 +97,10 @@ fn prepare<V: Vendor>(magic: u32, information: u64) -> Result<(Windows, Start), 
     let mut info = multiboot::read(magic, information)?;
     layout::check_low_memory(&info)?;
     let pool = layout::choose_pool(&info)?;
-    let mut boot_tables = BootTables::new(pool);
-    let table = space::build(&mut boot_tables, pool).map_err(|_| NO_POOL)?;
-    let root = table.root();
-    let own = CpuSpace::new(&mut boot_tables, root).ok_or(NO_POOL)?;
+    pool::start(pool).map_err(|_| NO_POOL)?;
+    space::build().map_err(|_| NO_POOL)?;
+    let own = CpuSpace::new(0).map_err(|_| NO_POOL)?;
     own.activate();
-    pool::initialise(pool, boot_tables.used()).map_err(|_| NO_POOL)?;
     // From here on guest RAM is reached through windows only.
     let windows = Windows::new(&own);
     let memory = Physical::new(&windows);
@@ -114,15 +112,19 @@ fn prepare<V: Vendor>(magic: u32, information: u64) -> Result<(Windows, Start), 
     let machine = acpi::read_and_edit(memory, info.rsdp)?;
     let ram = guest_ram(&map)?;
     let types = memory_types::<V>(&ram)?;
+    let images = tasks::copy(memory, &info)?;
+    secret::initialise(end_of(&ram)).ok_or(NO_POOL)?;
     let vm = make_vm::<V>(policy, manifest, ram, types, pool)?;
-    audit(&table, &vm, pool)?;
     let maps = V::maps().ok_or(NO_POOL)?;
-    let vm = &V::machine().call_once(|| Machine { root, maps, vm }).vm;
+    pool::begin_ownership(layout::TASK_BYTES / PAGE_SIZE).ok_or(NO_POOL)?;
+    tasks::load(&windows, &images, &vm.policy)?;
+    audit(&vm)?;
+    let vm = &V::machine().call_once(|| Machine { maps, vm }).vm;
     cpu::shared(0).apic_id.store(apic::id(), core::sync::atomic::Ordering::Relaxed);
     cpu::note_online();
     smp::start_others(memory, &machine.apic_ids)?;
     space::forget_boot_tables();
-    let start = linux::load(memory, &info, kernel, &map, &machine)?;
+    let start = linux::load(memory, &info, kernel, &map, &machine, &vm.policy)?;
     log!(
         "Ravelin {} runs {} CPU(s); supervisor_exec = {}; pool of {} MiB at {:#x}, {} MiB free",
         env!("CARGO_PKG_VERSION"),
@@ -130,7 +132,7 @@ fn prepare<V: Vendor>(magic: u32, information: u64) -> Result<(Windows, Start), 
         vm.separation().mode().name(),
         pool.count() >> 8,
         pool.start.start().raw(),
-        pool::available() >> 8,
+        pool::free_frames() >> 8,
     );
     Ok((windows, start))
 }
@@ -138,34 +140,19 @@ fn prepare<V: Vendor>(magic: u32, information: u64) -> Result<(Windows, Start), 
 /// Judges every page table there is before the guest starts. Its list stays off the stack that the
 /// rest of the boot runs on.
 #[inline(never)]
-fn audit(
-    table: &PageTable<X86_64>,
-    vm: &Vm<impl Vendor>,
-    pool: FrameRange<HostPhysical>,
-) -> Result<(), Reason> {
-    let apic = FrameRange::with_count(Hpa::new(apic::BASE).frame(), 1);
-    let own = [(space::image(), Use::Hv), (pool, Use::Hv), (apic, Use::Registers)];
-    let ram = vm.ram.iter().map(|range| {
-        let host = FrameRange::new(range.start.identity(), range.end.identity());
-        (host, Use::Vm(vm::PRIMARY))
-    });
-    let mut regions = ArrayVec::<Region, { vm::MOST_RAM_RANGES + 3 }>::new();
-    for region in own.into_iter().chain(ram) {
-        regions.try_push(region).map_err(|_| "the memory map has too many entries")?;
-    }
-    let mut audit = Audit::new(regions.as_slice());
-    space::audit(table, &mut audit);
-    vm.memory.lock().audit(&mut audit);
-    audit.outcome().map_err(|finding| {
+fn audit(vm: &Vm<impl Vendor>) -> Result<(), Reason> {
+    let report = audit::all(vm, 0).map_err(|finding| {
         log!("audit: {finding}");
         "the audit found a page table that breaks a rule: nothing was started"
     })?;
-    let [small, large, huge] = audit.leaves(Space::SecondStage(vm::PRIMARY));
+    let [small, large, huge] = report.second_stage;
     log!(
         "audit: {} runs of leaves, all as they must be; second stage: {huge} of 1 GiB, \
          {large} of 2 MiB, {small} of 4 KiB",
-        audit.runs()
+        report.runs
     );
+    let leaves = pool::leaves();
+    log!("direct map: {} leaves of 2 MiB, {} of 4 KiB", leaves.large, leaves.small);
     Ok(())
 }
 
@@ -250,6 +237,11 @@ fn guest_ram(map: &layout::GuestMap) -> Result<Ram, Reason> {
     Ok(ram)
 }
 
+/// The end of the last range of RAM.
+fn end_of(ram: &Ram) -> Gfn {
+    ram.iter().map(|range| range.end).max().unwrap_or(Gfn::new(0))
+}
+
 fn make_vm<V: Vendor>(
     policy: Policy,
     manifest: Manifest<'static>,
@@ -257,14 +249,14 @@ fn make_vm<V: Vendor>(
     types: &'static MemoryTypes,
     pool: FrameRange<HostPhysical>,
 ) -> Result<Vm<V>, Reason> {
-    let ram_end = ram.iter().map(|range| range.end.raw()).max().unwrap_or(0);
-    let ram_end = Gfn::new(ram_end.max(pool.end.raw()));
+    let ram_end = Gfn::new(end_of(&ram).raw().max(pool.end.raw()));
     // 1 TiB holds every address of machines with 40 address bits, 64-bit PCI windows included.
     let limit = Gfn::new((1_u64 << instructions::physical_address_bits().min(40)) / PAGE_SIZE);
     let image = space::image();
     let own = [image, pool]
         .map(|range| FrameRange::new(Gfn::new(range.start.raw()), Gfn::new(range.end.raw())));
     let separation = Separation::choose::<V>(policy.supervisor_exec);
+    publish::REGION.open(separation.mode(), &policy.to_record(), env!("CARGO_PKG_VERSION"));
     let memory = Memory::new(limit, ram_end, ram.clone(), types, &own, separation)?;
     Ok(Vm::new(policy, manifest, ram, memory))
 }
@@ -281,6 +273,7 @@ fn memory_types<V: Vendor>(ram: &Ram) -> Result<&'static MemoryTypes, Reason> {
 extern "C" fn application_cpu_main() -> ! {
     let index = smp::own_index();
     tables::load(index);
+    control::protect_own_level();
     let Err(reason) = match (Svm::machine().get(), Vmx::machine().get()) {
         (Some(machine), _) => join(index, machine),
         (_, Some(machine)) => join(index, machine),
@@ -295,9 +288,7 @@ fn join<V: Vendor>(
     machine: &'static Machine<V>,
 ) -> Result<core::convert::Infallible, Reason> {
     V::check_support()?;
-    // The boot tables do not map the pool; the shared table does.
-    space::activate(machine.root);
-    let space = CpuSpace::new(&mut Tables, machine.root).ok_or(NO_POOL)?;
+    let space = CpuSpace::new(index).map_err(|_| NO_POOL)?;
     space.activate();
     let windows = Windows::new(&space);
     let mut vcpu = Vcpu::new(index, &machine.vm, machine.maps, windows)?;
@@ -326,6 +317,7 @@ fn wait_at_mailbox(vcpu: &Vcpu<impl Vendor>) -> Gpa {
             // After the lock nobody starts a CPU at an address of his choice.
             violation::report_without_address(vcpu, ViolationKind::CpuEscape);
         }
+        flush::serve(vcpu.index);
         for _ in 0..1000 {
             core::hint::spin_loop();
         }

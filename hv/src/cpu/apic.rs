@@ -15,10 +15,15 @@ pub mod register {
     pub const ICR_LOW: u64 = 0x300;
     /// Interrupt command, high half: the destination.
     pub const ICR_HIGH: u64 = 0x310;
-    const ID: u64 = 0x20;
-    pub(super) const fn id() -> u64 {
-        ID
-    }
+    pub(super) const ID: u64 = 0x20;
+    /// Vectors in service, 32 per register, the registers 16 bytes apart.
+    pub(super) const IN_SERVICE: u64 = 0x100;
+    /// How the timer interrupts.
+    pub(super) const LVT_TIMER: u64 = 0x320;
+    /// What the timer counts down from; writing it starts the timer.
+    pub(super) const TIMER_INITIAL: u64 = 0x380;
+    /// Where it is, 0 when it has run out.
+    pub(super) const TIMER_CURRENT: u64 = 0x390;
 }
 
 /// Delivery modes of the interrupt command register, bits 10:8.
@@ -57,7 +62,7 @@ pub fn write(offset: u64, value: u32) {
 
 /// Id of this CPU.
 pub fn id() -> u32 {
-    read(register::id()) >> 24
+    read(register::ID) >> 24
 }
 
 fn send(destination: u32, command: u32) {
@@ -89,4 +94,57 @@ pub fn send_init(destination: u32) {
 /// Sends SIPI: the CPU starts in real mode at `page` * 4096.
 pub fn send_startup(destination: u32, page: u8) {
     send(destination, DELIVERY_STARTUP | ASSERT | u32::from(page));
+}
+
+/// Whether this CPU has accepted an interrupt with this vector, and the guest has not ended it yet.
+pub fn is_in_service(vector: u8) -> bool {
+    let register = register::IN_SERVICE + u64::from(vector / 32) * 0x10;
+    read(register) >> (vector % 32) & 1 != 0
+}
+
+/// Whether the guest has given this CPU's timer a vector, so that it runs or can be borrowed.
+pub fn has_timer() -> bool {
+    read(register::LVT_TIMER) & 0xff >= 16
+}
+
+/// The guest's timer, which was not running, lent for a while.
+#[must_use = "the timer is the guest's again when this is dropped"]
+pub struct BorrowedTimer {
+    lvt: u32,
+}
+
+impl BorrowedTimer {
+    const MASKED: u32 = 1 << 16;
+    const MODE: u32 = 3 << 17;
+    const ONE_SHOT: u32 = 0;
+    const DEADLINE: u32 = 2 << 17;
+
+    /// Has this CPU interrupted once, after some milliseconds, by the guest's own timer vector, if
+    /// the guest has set that up and its timer does not run.
+    pub fn start() -> Option<Self> {
+        const COUNT: u32 = 4_000_000;
+        let lvt = read(register::LVT_TIMER);
+        let runs = match lvt & Self::MODE {
+            Self::DEADLINE => read_msr(msr::TSC_DEADLINE) != 0,
+            _ => read(register::TIMER_CURRENT) != 0,
+        };
+        if runs || !has_timer() {
+            return None;
+        }
+        write(register::LVT_TIMER, lvt & !(Self::MASKED | Self::MODE));
+        write(register::TIMER_INITIAL, COUNT);
+        Some(Self { lvt })
+    }
+}
+
+impl Drop for BorrowedTimer {
+    /// A guest that waits for its timer gets the interrupt: the timer may have run out so recently
+    /// that the interrupt had not been raised yet (in QEMU that is not one step), and was lost by
+    /// starting it anew. To a kernel it is at worst a tick that comes too early.
+    fn drop(&mut self) {
+        if self.lvt & (Self::MASKED | Self::MODE) != Self::ONE_SHOT {
+            write(register::TIMER_INITIAL, 0);
+            write(register::LVT_TIMER, self.lvt);
+        }
+    }
 }

@@ -51,6 +51,22 @@ pub fn time_stamp() -> u64 {
     unsafe { core::arch::x86_64::_rdtsc() }
 }
 
+/// How often the time-stamp counter counts in a second, where CPUID tells (leaves 0x15 and 0x16; SDM
+/// volume 3, 20.7.3); 0 where it does not.
+pub fn ticks_per_second() -> u64 {
+    const CRYSTAL: u32 = 0x15;
+    const BASE_MHZ: u32 = 0x16;
+    let highest = cpuid(0, 0).eax;
+    if highest >= CRYSTAL {
+        let CpuidResult { eax, ebx, ecx, .. } = cpuid(CRYSTAL, 0);
+        let ticks = u64::from(ecx) * u64::from(ebx);
+        if let Some(ticks) = ticks.checked_div(u64::from(eax)).filter(|ticks| *ticks > 0) {
+            return ticks;
+        }
+    }
+    if highest >= BASE_MHZ { u64::from(cpuid(BASE_MHZ, 0).eax & 0xffff) * 1_000_000 } else { 0 }
+}
+
 /// CR0.
 pub fn read_cr0() -> u64 {
     let value: u64;

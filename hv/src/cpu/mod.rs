@@ -4,13 +4,15 @@
 //! CPU lives in [`crate::vcpu::Vcpu`] and is passed down by reference; only [`CpuShared`] is seen by others.
 
 pub mod apic;
+pub mod control;
 pub mod instructions;
 pub mod stack;
 pub mod tables;
 
+use crate::publish::REGION;
 use abi::MAX_CPUS;
 use abi::hypercall::Counter;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// What other CPUs see of a CPU.
 pub struct CpuShared {
@@ -21,28 +23,34 @@ pub struct CpuShared {
     pub in_guest: AtomicBool,
     /// A shootdown's NMI was sent and its exit has not been seen.
     pub kicked: AtomicBool,
-    counters: [AtomicU64; Counter::ALL.len()],
+    index: usize,
 }
 
 impl CpuShared {
-    const fn new() -> Self {
+    const fn new(index: usize) -> Self {
         Self {
             apic_id: AtomicU32::new(0),
             in_guest: AtomicBool::new(false),
             kicked: AtomicBool::new(false),
-            counters: [const { AtomicU64::new(0) }; Counter::ALL.len()],
+            index,
         }
     }
 
-    /// Adds one to a counter. Only the CPU itself counts, so a load and a store suffice.
+    /// Adds one to a counter. Only the CPU itself counts.
     pub fn count(&self, counter: Counter) {
-        if let Some(cell) = self.counters.get(counter as usize) {
-            cell.store(cell.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-        }
+        REGION.count(self.index, counter);
     }
 }
 
-static SHARED: [CpuShared; MAX_CPUS] = [const { CpuShared::new() }; MAX_CPUS];
+static SHARED: [CpuShared; MAX_CPUS] = {
+    let mut all = [const { CpuShared::new(0) }; MAX_CPUS];
+    let mut index = 0;
+    while index < MAX_CPUS {
+        all[index].index = index;
+        index += 1;
+    }
+    all
+};
 static ONLINE: AtomicU32 = AtomicU32::new(0);
 
 /// The shared part of CPU `index`.
@@ -59,13 +67,4 @@ pub fn online() -> usize {
 /// Notes that one more CPU is ready.
 pub fn note_online() {
     ONLINE.fetch_add(1, Ordering::AcqRel);
-}
-
-/// Sum of a counter over all CPUs.
-pub fn total(counter: Counter) -> u64 {
-    SHARED
-        .iter()
-        .filter_map(|cpu| cpu.counters.get(counter as usize))
-        .map(|cell| cell.load(Ordering::Relaxed))
-        .sum()
 }

@@ -1,7 +1,7 @@
 //! Descriptor tables of the hypervisor: a GDT and a TSS per CPU, one IDT for all.
 //!
-//! The IDT's gates lead to `traps.s`. Interrupts stay off, so the only vectors ever taken are the
-//! hypervisor's own faults and the NMI, whose handler is the vendor's.
+//! The IDT's gates lead to `traps.s`. Interrupts are off but while a task runs, so the only vectors
+//! ever taken besides are the hypervisor's own faults and the NMI, whose handler is the vendor's.
 
 use super::stack;
 use abi::MAX_CPUS;
@@ -18,6 +18,13 @@ pub const CODE: u16 = 0x08;
 pub const DATA: u16 = 0x10;
 /// Selector of each CPU's task-state segment.
 pub const TSS: u16 = 0x18;
+/// Vectors.
+const VECTORS: usize = 256;
+const NMI: usize = vector::NMI as usize;
+/// The one by which a task may enter the hypervisor.
+const CALL: usize = abi::task::VECTOR as usize;
+/// Entries of a GDT. Behind the TSS are the data and code segments of tasks (`task/switch.s`).
+const SEGMENTS: usize = 7;
 
 #[repr(C, packed)]
 #[derive(Clone, Copy)]
@@ -37,12 +44,12 @@ const TASK_STATE_BYTES: u16 = size_of::<TaskState>() as u16;
 #[repr(C, align(16))]
 #[derive(Clone, Copy)]
 struct CpuTables {
-    gdt: [u64; 5],
+    gdt: [u64; SEGMENTS],
     tss: TaskState,
 }
 
 #[repr(C, align(16))]
-struct Idt([[u64; 2]; 32]);
+struct Idt([[u64; 2]; VECTORS]);
 
 struct Shared<T>(UnsafeCell<T>);
 // SAFETY: each CPU writes its own element once, before it uses it; the IDT is written by the first
@@ -52,7 +59,15 @@ unsafe impl<T> Sync for Shared<T> {}
 static TABLES: Shared<[CpuTables; MAX_CPUS]> = Shared(UnsafeCell::new(
     [const {
         CpuTables {
-            gdt: [0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0, 0],
+            gdt: [
+                0,
+                0x00af_9b00_0000_ffff,
+                0x00cf_9300_0000_ffff,
+                0,
+                0,
+                0x00cf_f300_0000_ffff,
+                0x00af_fb00_0000_ffff,
+            ],
             tss: TaskState {
                 reserved1: 0,
                 privilege_stacks: [0; 3],
@@ -64,10 +79,10 @@ static TABLES: Shared<[CpuTables; MAX_CPUS]> = Shared(UnsafeCell::new(
         }
     }; MAX_CPUS],
 ));
-static IDT: Shared<Idt> = Shared(UnsafeCell::new(Idt([[0; 2]; 32])));
+static IDT: Shared<Idt> = Shared(UnsafeCell::new(Idt([[0; 2]; VECTORS])));
 
 unsafe extern "C" {
-    static trap_stubs: [[u8; 16]; 32];
+    static trap_stubs: [[u8; 16]; VECTORS];
 }
 
 /// Fills the IDT; `nmi` is the address of the handler of NMIs. Called once, by the first CPU, before
@@ -76,16 +91,21 @@ pub fn fill_idt(nmi: u64) {
     // SAFETY: only this function writes the IDT and no CPU has loaded it yet.
     let idt = unsafe { &mut *IDT.0.get() };
     for (number, gate) in idt.0.iter_mut().enumerate() {
-        let handler = if number == usize::from(vector::NMI) {
+        let handler = if number == NMI {
             nmi
         } else {
             (&raw const trap_stubs).addr() as u64 + number as u64 * 16
         };
-        // Interrupt gate, present, IST 1 (APM 4.8.4).
+        // Interrupt gate, present; its DPL, and its IST stack (APM 4.8.4).
+        let kind: u64 = match number {
+            NMI => 0x8e02,
+            CALL => 0xee01,
+            _ => 0x8e01,
+        };
         *gate = [
             (handler & 0xffff)
                 | u64::from(CODE) << 16
-                | 0x8e01 << 32
+                | kind << 32
                 | (handler >> 16 & 0xffff) << 48,
             handler >> 32,
         ];
@@ -97,12 +117,12 @@ pub fn load(cpu: usize) {
     let all = TABLES.0.get().cast::<CpuTables>();
     // SAFETY: `cpu` is below MAX_CPUS and each CPU touches its own element only.
     let tables = unsafe { &mut *all.add(cpu.min(MAX_CPUS - 1)) };
-    tables.tss.interrupt_stacks = [stack::trap_top(cpu); 7];
+    tables.tss.interrupt_stacks = [stack::trap_top(cpu), stack::nmi_top(cpu), 0, 0, 0, 0, 0];
     let base = (&raw const tables.tss).addr() as u64;
     let limit = size_of::<TaskState>() as u64 - 1;
     tables.gdt[3] = limit | (base & 0xff_ffff) << 16 | 0x89 << 40 | (base >> 24 & 0xff) << 56;
     tables.gdt[4] = base >> 32;
-    let gdt = Pointer::new((&raw const tables.gdt).addr() as u64, size_of::<[u64; 5]>());
+    let gdt = Pointer::new((&raw const tables.gdt).addr() as u64, size_of::<[u64; SEGMENTS]>());
     // SAFETY: the table is static and holds the segments in use at the same selectors.
     unsafe { asm!("lgdt [{}]", in(reg) &raw const gdt, options(nostack)) };
     let idt = Pointer::new(IDT.0.get().addr() as u64, size_of::<Idt>());
@@ -150,6 +170,8 @@ impl Pointer {
 /// A fault inside the hypervisor: report and power off.
 #[unsafe(no_mangle)]
 extern "C" fn trap_fatal(vector: u64, error: u64, rip: u64, address: u64) -> ! {
+    #[cfg(feature = "planted")]
+    crate::planted::survive();
     crate::report::fatal(format_args!(
         "fault {vector} inside the hypervisor at {rip:#x}, error code {error:#x}, address {address:#x}"
     ))

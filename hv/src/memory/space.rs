@@ -1,13 +1,21 @@
-//! The hypervisor's own page table: built once at boot, in the boot's identity map, and never
-//! changed again except for windows. Each CPU has a root of its own that shares everything but the
-//! window area.
+//! The hypervisor's address spaces, built of subtrees that are shared.
+//!
+//! What always holds:
+//! - Every CPU has a root of its own. It links the image, the direct map and the device registers,
+//!   which are the same for all CPUs, and its own windows, which no other CPU has.
+//! - A task's table links the image only, whose leaves are the supervisor's: no direct map, no
+//!   windows, no registers.
+//! - The image and the registers never change once they are built. So an access to them needs no
+//!   flush, whatever table is in force.
 
 use super::pool::{self, Tables};
-use super::{APIC_WINDOW, DIRECT_MAP, WINDOWS};
+use super::{APIC_WINDOW, SCRATCH, WINDOWS, flush};
 use crate::cpu::{apic, instructions, stack};
-use addr::{FrameRange, Hfn, HostPhysical, HostVirtual, Hpa, Hpn, PAGE_BYTES};
-use frames::{Audit, AuditedLeaf, Space, Uses};
-use paging::{ENTRIES, Format, HostRights, Level, PageTable, PagingError, TableMemory, X86_64};
+use abi::MAX_CPUS;
+use addr::{FrameRange, Hfn, HostPhysical, Hpa, Hpn, Hva};
+use arrayvec::ArrayVec;
+use paging::{Entry, Format, HostRights, Level, PageTable, PagingError, TableMemory, X86_64};
+use spin::mutex::SpinMutex;
 
 unsafe extern "C" {
     static image_start: u8;
@@ -18,6 +26,16 @@ unsafe extern "C" {
     static boot_tables_end: u8;
 }
 
+/// What all CPUs share, and what each has of its own.
+struct Spaces {
+    image: PageTable<X86_64>,
+    devices: PageTable<X86_64>,
+    /// The CPUs' roots, in their order.
+    cpus: ArrayVec<PageTable<X86_64>, MAX_CPUS>,
+}
+
+static SPACES: SpinMutex<Option<Spaces>> = SpinMutex::new(None);
+
 /// The frames of the image, from the first byte to the last of `.bss`.
 pub fn image() -> FrameRange<HostPhysical> {
     frames_between(&raw const image_start, &raw const image_end)
@@ -27,60 +45,13 @@ fn frames_between(start: *const u8, end: *const u8) -> FrameRange<HostPhysical> 
     FrameRange::new(Hpa::new(start.addr() as u64).frame(), Hpa::new(end.addr() as u64).frame())
 }
 
-/// Table pages while the identity map of `entry.s` is still in force: frames of the future pool,
-/// one after another.
-pub struct BootTables {
-    region: FrameRange<HostPhysical>,
-    used: u64,
-}
-
-impl BootTables {
-    /// Takes frames from the start of `region`, which lies below 4 GiB.
-    pub const fn new(region: FrameRange<HostPhysical>) -> Self {
-        Self { region, used: 0 }
-    }
-
-    /// Frames taken so far.
-    pub const fn used(&self) -> u64 {
-        self.used
-    }
-
-    fn entry(table: Hfn, index: usize) -> *mut u64 {
-        (table.start().raw() as *mut u64).wrapping_add(index % ENTRIES)
-    }
-}
-
-impl TableMemory for BootTables {
-    fn read(&self, table: Hfn, index: usize) -> u64 {
-        // SAFETY: the frame is one that `allocate` gave, identity-mapped.
-        unsafe { Self::entry(table, index).read_volatile() }
-    }
-
-    fn write(&mut self, table: Hfn, index: usize, entry: u64) {
-        // SAFETY: as for `read`.
-        unsafe { Self::entry(table, index).write_volatile(entry) };
-    }
-
-    fn allocate(&mut self) -> Option<Hfn> {
-        if self.used == self.region.count() {
-            return None;
-        }
-        let frame = self.region.start.plus(self.used);
-        self.used += 1;
-        // SAFETY: the region is RAM below 4 GiB that nothing else uses, identity-mapped.
-        unsafe { (frame.start().raw() as *mut u8).write_bytes(0, PAGE_BYTES) };
-        Some(frame)
-    }
-
-    fn free(&mut self, _table: Hfn) {}
-}
-
-/// Builds the table that all CPUs share.
-pub fn build(
-    memory: &mut BootTables,
-    pool: FrameRange<HostPhysical>,
-) -> Result<PageTable<X86_64>, PagingError> {
-    let mut table = PageTable::<X86_64>::new(memory)?;
+/// Builds what all CPUs share, but for the direct map.
+///
+/// # Errors
+/// Out of memory.
+pub fn build() -> Result<(), PagingError> {
+    let memory = &mut Tables;
+    let mut image = PageTable::<X86_64>::new_subtree(memory, Hpn::new(0), Level::Page2M)?;
     let sections = [
         (frames_between(&raw const image_start, &raw const text_end), HostRights::READ_EXECUTE),
         (frames_between(&raw const text_end, &raw const rodata_end), HostRights::READ),
@@ -88,74 +59,123 @@ pub fn build(
     ];
     for (frames, rights) in sections {
         let pages = FrameRange::new(Hpn::new(frames.start.raw()), Hpn::new(frames.end.raw()));
-        table.map(memory, pages, frames.start, rights, Level::Page4K)?;
+        image.map(memory, pages, frames.start, rights, Level::Page4K)?;
     }
     for guard in stack::guard_pages() {
-        let removed = table.unmap(memory, FrameRange::with_count(guard.frame(), 1))?;
+        let removed = image.unmap(memory, FrameRange::with_count(guard.frame(), 1))?;
         // No CPU has used the new table yet.
         removed.release(memory, |due| due.unnecessary());
     }
-    table.map(memory, direct_map_of(pool), pool.start, HostRights::READ_WRITE, Level::Page2M)?;
+    let mut devices = subtree_at(APIC_WINDOW, Level::Page1G)?;
     let apic = FrameRange::with_count(APIC_WINDOW.frame(), 1);
-    table.map(memory, apic, Hpa::new(apic::BASE).frame(), HostRights::DEVICE, Level::Page4K)?;
-    Ok(table)
+    devices.map(memory, apic, Hpa::new(apic::BASE).frame(), HostRights::DEVICE, Level::Page4K)?;
+    *SPACES.lock() = Some(Spaces { image, devices, cpus: ArrayVec::new() });
+    Ok(())
 }
 
-fn direct_map_of(pool: FrameRange<HostPhysical>) -> FrameRange<HostVirtual> {
-    FrameRange::with_count(DIRECT_MAP.plus(pool.start.start().raw()).frame(), pool.count())
+fn subtree_at(start: Hva, level: Level) -> Result<PageTable<X86_64>, PagingError> {
+    PageTable::new_subtree(&mut Tables, start.frame(), level)
 }
 
-/// Has every leaf of the table that all CPUs share judged.
-pub fn audit(table: &PageTable<X86_64>, audit: &mut Audit<'_, impl Uses + ?Sized>) {
-    for (pages, leaf) in table.leaves(&Tables) {
-        let HostRights { write, execute, user, .. } = leaf.rights;
-        let frames = FrameRange::with_count(leaf.frame, pages.count());
-        let (page, size) = (pages.start.raw(), leaf.level.frames());
-        audit.leaf(Space::Hv, AuditedLeaf { page, frames, size, write, execute, user });
-    }
+/// Does `work` with the spaces, which are built already.
+fn with_spaces<T>(
+    work: impl FnOnce(&mut Spaces) -> Result<T, PagingError>,
+) -> Result<T, PagingError> {
+    work(SPACES.lock().as_mut().ok_or(PagingError::OutOfMemory)?)
 }
 
-/// A CPU's own root: the shared table's entries and an empty window area.
+/// A CPU's own root and windows.
 pub struct CpuSpace {
-    /// Physical address for CR3.
-    pub root: Hpa,
-    /// The table page whose 512 entries are this CPU's windows.
-    pub windows: Hfn,
+    cpu: usize,
+    root: Hfn,
+    windows: Hfn,
 }
 
 impl CpuSpace {
-    /// Makes a CPU's root from the shared one.
-    pub fn new<M: TableMemory>(memory: &mut M, shared: Hfn) -> Option<Self> {
-        let root = memory.allocate()?;
-        for index in 0..ENTRIES {
-            let entry = memory.read(shared, index);
-            memory.write(root, index, entry);
-        }
-        let page = WINDOWS.frame().raw();
-        let mut table = root;
-        for level in [Level::Top, Level::Page1G, Level::Page2M] {
-            let next = memory.allocate()?;
-            memory.write(table, level.index(page), X86_64::table(next));
-            table = next;
-        }
-        Some(Self { root: root.start(), windows: table })
+    /// Makes the space of CPU `cpu`. Spaces are made in the order of the CPUs.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn new(cpu: usize) -> Result<Self, PagingError> {
+        with_spaces(|spaces| {
+            let mut root = PageTable::new(&mut Tables)?;
+            root.link(&mut Tables, &mut spaces.image)?;
+            pool::link_direct_map(&mut root)?;
+            root.link(&mut Tables, &mut spaces.devices)?;
+            let mut windows = subtree_at(WINDOWS, Level::Page4K)?;
+            root.link(&mut Tables, &mut windows)?;
+            let mut scratch = subtree_at(SCRATCH, Level::Page4K)?;
+            root.link(&mut Tables, &mut scratch)?;
+            let space = Self { cpu, root: root.root(), windows: windows.root() };
+            spaces.cpus.try_push(root).map_err(|_| PagingError::OutOfMemory)?;
+            // The windows' tables stay linked for ever.
+            Ok(space)
+        })
     }
 
-    /// Makes the caller use this root.
+    /// The table page whose 512 entries are this CPU's windows.
+    pub fn windows(&self) -> Hfn {
+        self.windows
+    }
+
+    /// Makes the caller, which is this CPU, use this root.
     pub fn activate(&self) {
-        activate(self.root.frame());
+        flush::enter(self.cpu);
+        // SAFETY: the root maps the image, hence the running code and every stack.
+        unsafe { instructions::load_cr3(self.root.start().raw()) };
     }
 }
 
-/// Makes the caller use `root`: a CPU's own or, for a moment, the shared one.
-pub fn activate(root: Hfn) {
-    // SAFETY: every root made here maps the image, hence the running code and every stack.
-    unsafe { instructions::load_cr3(root.start().raw()) };
+/// The table page whose entries are the calling CPU's scratch windows.
+pub(super) fn own_scratch() -> Option<Hfn> {
+    let page = SCRATCH.frame().raw();
+    let mut table = Hpa::new(instructions::read_cr3()).frame();
+    for level in [Level::Top, Level::Page1G, Level::Page2M] {
+        match X86_64::decode(Tables.read(table, level.index(page)), level) {
+            Entry::Table(next) | Entry::Shared(next) => table = next,
+            Entry::Empty | Entry::Leaf { .. } => return None,
+        }
+    }
+    Some(table)
 }
 
-/// The entry that maps a window onto `frame`, writable or not.
-pub fn window_entry(frame: Hfn) -> u64 {
-    X86_64::leaf(frame, Level::Page4K, HostRights::READ_WRITE)
+/// A table for a task: it maps the image, for the supervisor, in the first GiB, and nothing else.
+///
+/// # Errors
+/// Out of memory.
+pub fn new_task_table() -> Result<PageTable<X86_64>, PagingError> {
+    with_spaces(|spaces| {
+        let mut table = PageTable::new(&mut Tables)?;
+        match table.link(&mut Tables, &mut spaces.image) {
+            Ok(()) => Ok(table),
+            Err(error) => {
+                // Nothing is linked and no CPU has used it, so it can be destroyed.
+                let _ = table.destroy(&mut Tables, |due| due.unnecessary());
+                Err(error)
+            }
+        }
+    })
+}
+
+/// Gives a task's table back, which no CPU has in force any more, with all its pages. The frames
+/// that it maps are the caller's affair. The caller is CPU `cpu` and holds no lock.
+pub fn destroy_task_table(cpu: usize, mut table: PageTable<X86_64>) {
+    let unlinked = with_spaces(|spaces| {
+        let removed = table.unlink(&mut Tables, &mut spaces.image)?;
+        // Every table maps the image, in the same way, so nobody remembers anything wrong.
+        removed.release(&mut Tables, |due| due.unnecessary());
+        Ok(())
+    });
+    if unlinked.is_ok() {
+        // It has no links left, so it is not handed back.
+        let _ = table.destroy(&mut Tables, |due| flush::all(cpu, due));
+    }
+}
+
+/// Shows the roots of all CPUs, in their order, to `look`; nothing but windows changes meanwhile.
+pub(super) fn with_roots<T>(look: impl FnOnce(&[PageTable<X86_64>]) -> T) -> T {
+    let spaces = SPACES.lock();
+    look(spaces.as_ref().map_or(&[], |spaces| &spaces.cpus))
 }
 
 /// Clears the tables of `entry.s`, which map memory that is not the hypervisor's. Called when
@@ -165,9 +185,4 @@ pub fn forget_boot_tables() {
     let length = (&raw const boot_tables_end).addr() - start.addr();
     // SAFETY: the bytes are the boot tables' only, and no CPU walks them any more.
     unsafe { start.write_bytes(0, length) };
-}
-
-/// Whether a frame is the hypervisor's own: image or pool.
-pub fn is_own(frame: Hfn) -> bool {
-    image().contains(frame) || pool::region().contains(frame)
 }

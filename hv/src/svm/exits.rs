@@ -14,6 +14,7 @@ impl Svm {
             exit::NESTED_FAULT => Exit::NestedFault(Access {
                 gpa: Gpa::new(vmcb.exit_info2),
                 present: vmcb.exit_info1 & nested_fault::PRESENT != 0,
+                write: vmcb.exit_info1 & nested_fault::WRITE != 0,
                 fetch: vmcb.exit_info1 & nested_fault::FETCH != 0,
                 table_walk: vmcb.exit_info1 & nested_fault::TABLE_WALK != 0,
             }),
@@ -27,6 +28,11 @@ impl Svm {
                 self.nmi_blocked = false;
                 self.vmcb.intercept1 &= !intercept1::IRET;
                 Exit::NmiWindow
+            }
+            exit::VINTR => {
+                self.vmcb.virtual_interrupt = 0;
+                self.vmcb.intercept1 &= !intercept1::VINTR;
+                Exit::InterruptWindow
             }
             exit::MSR => Exit::Msr { write: vmcb.exit_info1 & 1 == 1 },
             exit::WRITE_CR0 | exit::WRITE_CR3 | exit::WRITE_CR4 => Exit::ControlRegister,

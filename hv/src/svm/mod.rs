@@ -1,6 +1,6 @@
 //! AMD SVM: enabling it, the vCPU and its world switch (APM chapter 15).
 //!
-//! GIF is clear from [`enable`] on, so the hypervisor is never interrupted.
+//! GIF is clear from [`enable`] on, so the hypervisor is never interrupted, but while a task runs.
 
 mod exits;
 mod maps;
@@ -75,8 +75,20 @@ fn enable(host_save: Hpa) {
     unsafe { write_msr(msr::EFER, efer) };
     // SAFETY: the page is this CPU's own and nobody else's (APM 15.30.4).
     unsafe { write_msr(msr::VM_HSAVE_PA, host_save.raw()) };
+    clear_global_interrupts();
+}
+
+/// Holds off interrupts of all kinds: clears GIF (APM 15.17).
+fn clear_global_interrupts() {
     // SAFETY: with GIF clear nothing interrupts; no handler is missed since IF is clear too.
     unsafe { asm!("clgi", options(nomem, nostack)) };
+}
+
+/// Lets NMIs in, and at CPL 3 interrupts. INITs, too, but none is sent: the guest cannot, and the
+/// hypervisor has started all CPUs.
+fn set_global_interrupts() {
+    // SAFETY: IF is clear; an NMI leads to a handler that only notes it, on a stack of its own.
+    unsafe { asm!("stgi", options(nomem, nostack)) };
 }
 
 /// Stores the state that VMLOAD brings back after each exit: TR above all, for its IST stacks.

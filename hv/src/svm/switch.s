@@ -104,9 +104,10 @@ svm_take_pending_nmi:
     clgi
     ret
 
-# An NMI on the hypervisor's own IDT is one that was let in above: the exit it forced has already
-# happened, nothing is left to do.
+# An NMI on the hypervisor's own IDT: one that was let in above, or one that strikes while a task
+# runs. It is noted in the word above its stack.
 .global svm_host_nmi
 .balign 16
 svm_host_nmi:
+    mov qword ptr [rsp + 40], 1
     iretq

@@ -1,10 +1,12 @@
 //! The vCPU on AMD: its control block and world switch.
 
 use super::{
-    Maps, SwitchArea, enable, save_host_state, svm_enter, svm_host_nmi, svm_take_pending_nmi,
+    Maps, SwitchArea, clear_global_interrupts, enable, save_host_state, set_global_interrupts,
+    svm_enter, svm_host_nmi, svm_take_pending_nmi,
 };
 use crate::boot::Machine;
 use crate::cpu::instructions::read_msr;
+use crate::cpu::stack;
 use crate::memory::pool::Block;
 use crate::vendor::{Exception, Exit, HiddenMsr, Settings, SplitExecution, Start, Vendor};
 use crate::vm::Ram;
@@ -20,6 +22,7 @@ use x86_defs::{cr0, cr4, msr, msr::efer, msr::vm_cr, rflags, vector};
 pub struct Svm {
     pub(super) area: SwitchArea,
     pub(super) vmcb: &'static mut Vmcb,
+    index: usize,
     maps: Maps,
     /// The event to inject, in the form that VMRUN takes (APM 15.20); 0 for none.
     injection: u64,
@@ -65,8 +68,10 @@ impl Svm {
 
     /// Lets a pending NMI in, on the hypervisor's own IDT.
     pub(super) fn take_pending_nmi(&mut self) {
-        // SAFETY: the NMI gate leads to an empty handler on the trap stack.
+        // SAFETY: the NMI gate leads to a handler that only notes the NMI, on a stack of its own.
         unsafe { svm_take_pending_nmi() };
+        // The exit that it forced says so already.
+        stack::nmi_was_seen(self.index);
     }
 
     fn msr_field(&mut self, number: u32) -> Option<&mut u64> {
@@ -94,6 +99,11 @@ impl Vendor for Svm {
 
     fn splits_execution() -> Option<SplitExecution> {
         super::has_gmet().then_some(SplitExecution::ByPrivilege)
+    }
+
+    /// Every leaf that is present can be read (APM 15.25.5).
+    fn executes_unread() -> bool {
+        false
     }
 
     fn memory_types(_ram: &Ram) -> Result<MemoryTypes, &'static str> {
@@ -129,7 +139,14 @@ impl Vendor for Svm {
         enable(host_save);
         save_host_state(host_state);
         let area = SwitchArea::new(vmcb_address, host_state);
-        let mut vcpu = Self { area, vmcb, maps: settings.maps, injection: 0, nmi_blocked: false };
+        let mut vcpu = Self {
+            area,
+            vmcb,
+            index: settings.index,
+            maps: settings.maps,
+            injection: 0,
+            nmi_blocked: false,
+        };
         vcpu.set_intercepts(settings);
         Ok(vcpu)
     }
@@ -194,6 +211,32 @@ impl Vendor for Svm {
             self.vmcb.intercept1 |= intercept1::IRET;
         }
         can
+    }
+
+    fn can_take_interrupt(&self) -> bool {
+        self.injection == 0
+            && self.vmcb.rflags & rflags::IF != 0
+            && self.vmcb.interrupt_shadow & svm::INTERRUPT_SHADOW == 0
+    }
+
+    fn inject_interrupt(&mut self, vector: u8) {
+        self.injection =
+            u64::from(vector) | event::TYPE_INTERRUPT << event::TYPE_SHIFT | event::VALID;
+    }
+
+    /// By a virtual interrupt that is never delivered, since its delivery exits.
+    fn request_interrupt_window(&mut self) {
+        use svm::virtual_interrupt::{IGNORE_TPR, PENDING, PRIORITY};
+        self.vmcb.virtual_interrupt = PENDING | PRIORITY | IGNORE_TPR;
+        self.vmcb.intercept1 |= intercept1::VINTR;
+    }
+
+    fn accept_interrupts(&mut self, accept: bool) {
+        if accept {
+            set_global_interrupts();
+        } else {
+            clear_global_interrupts();
+        }
     }
 
     /// Told for ports only: QEMU has no next-RIP save.

@@ -6,11 +6,14 @@
 mod registers;
 
 use crate::cpu::{self, CpuShared};
+use crate::memory::flush;
 use crate::memory::physical::Physical;
 use crate::memory::window::Windows;
+use crate::task;
 use crate::vendor::{Exception, Settings, Start, Vendor};
-use crate::vm::{Vm, exits, pins::Pins, shootdown};
+use crate::vm::{Vm, exits, pins, shootdown};
 use core::sync::atomic::Ordering;
+use integrity::pins::Pins;
 use integrity::state::View;
 use x86_decode::{Operation, SimpleOp};
 
@@ -75,6 +78,9 @@ impl<V: Vendor> Vcpu<V> {
     /// Runs the guest for ever.
     pub fn run(&mut self) -> ! {
         loop {
+            if task::is_any_ready() {
+                task::turn::run_ready(self);
+            }
             if shootdown::enter_guest(self.vm, self.index) {
                 self.flush = true;
                 self.adopt_lock();
@@ -82,7 +88,9 @@ impl<V: Vendor> Vcpu<V> {
             if self.nmi_waiting {
                 self.nmi_waiting = !self.vendor.inject_nmi();
             }
+            let served = flush::leave(self.index);
             let exit = self.vendor.enter(core::mem::take(&mut self.flush));
+            flush::come_back(self.index, served);
             self.shared.in_guest.store(false, Ordering::SeqCst);
             exits::handle(self, exit);
         }
@@ -92,7 +100,7 @@ impl<V: Vendor> Vcpu<V> {
     fn adopt_lock(&mut self) {
         let stage = self.vm.stage();
         if stage.is_armed() && self.pins.is_none() {
-            self.pins = Some(Pins::capture(&self.vendor));
+            self.pins = Some(pins::capture(&self.vendor));
             self.vendor.lock();
         }
         // While read-only data waits, each address-space switch is an occasion to look again.
@@ -107,6 +115,26 @@ impl<V: Vendor> Vcpu<V> {
         if !self.shared.kicked.swap(false, Ordering::SeqCst) {
             self.nmi_waiting = true;
         }
+    }
+
+    /// Whether the guest could take an interrupt now.
+    pub fn can_take_interrupt(&self) -> bool {
+        !self.nmi_waiting && self.vendor.can_take_interrupt()
+    }
+
+    /// Gives the guest, which can take it, an interrupt that this CPU has accepted.
+    pub fn inject_interrupt(&mut self, vector: u8) {
+        self.vendor.inject_interrupt(vector);
+    }
+
+    /// Leaves the guest again when it can take an interrupt.
+    pub fn request_interrupt_window(&mut self) {
+        self.vendor.request_interrupt_window();
+    }
+
+    /// Lets interrupts reach this CPU, for a task, or holds them off.
+    pub fn accept_interrupts(&mut self, accept: bool) {
+        self.vendor.accept_interrupts(accept);
     }
 
     /// Lets the guest take an exception instead of going on.

@@ -3,7 +3,9 @@
 //! looks for that, in steps of 0x100 (Linux, `hypervisor_cpuid_base`). It says that none of KVM's
 //! features are there.
 
-use crate::cpu::instructions::{CpuidResult, cpuid};
+use crate::cpu::instructions::{CpuidResult, cpuid, low_half};
+use crate::publish;
+use abi::hypercall::{FEATURE_LEAF, feature};
 use x86_defs::cr4;
 
 const FEATURES: u32 = 1;
@@ -23,6 +25,8 @@ const AMD_FEATURES: u32 = 0x8000_0001;
 const SVM_FEATURES: u32 = 0x8000_000a;
 /// First of the leaves that belong to the hypervisor.
 const HYPERVISOR: u32 = 0x4000_0000;
+/// Where the published region is: first frame in EBX, bytes in ECX, version of the layout in EAX.
+const HYPERVISOR_PUBLISHED: u32 = HYPERVISOR + 1;
 const KVM: u32 = HYPERVISOR + 0x100;
 const KVM_FEATURES: u32 = KVM + 1;
 const HYPERVISOR_LAST: u32 = 0x4000_ffff;
@@ -68,11 +72,18 @@ fn hypervisor_leaf(leaf: u32) -> CpuidResult {
     let text = |bytes: &[u8; 4]| u32::from_le_bytes(*bytes);
     match leaf {
         HYPERVISOR => CpuidResult {
-            eax: HYPERVISOR,
+            eax: FEATURE_LEAF,
             ebx: text(b"Rave"),
             ecx: text(b"linR"),
             edx: text(b"avel"),
         },
+        HYPERVISOR_PUBLISHED => CpuidResult {
+            eax: low_half(published::VERSION),
+            ebx: low_half(publish::frames().start.raw()),
+            ecx: low_half(published::BYTES as u64),
+            edx: 0,
+        },
+        FEATURE_LEAF => CpuidResult { eax: feature::SECRET_PAGES, ebx: 0, ecx: 0, edx: 0 },
         KVM => CpuidResult {
             eax: KVM_FEATURES,
             ebx: text(b"KVMK"),

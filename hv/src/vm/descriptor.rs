@@ -1,15 +1,15 @@
 //! Descriptor tables: loads are judged by the pins, stores are performed for the guest.
 
-use super::guest;
 use super::registers::{attempt, selector};
-use super::violation::is_let_through;
+use super::violation::{Attempt, is_let_through};
+use super::{fault, guest, promote};
 use crate::vcpu::Vcpu;
 use crate::vendor::{Exception, Vendor};
 use abi::event::ViolationKind;
-use addr::Gva;
+use addr::{Gpa, Gva};
 use integrity::Rights;
-use integrity::state::View;
-use x86_decode::{Destination, Operation, Table};
+use integrity::state::{Page, PageState, View};
+use x86_decode::{Destination, Operation, Selector, Table};
 
 /// LGDT, LIDT, LLDT or LTR, after the lock; where loads and stores exit together, SGDT, SIDT, SLDT
 /// or STR too.
@@ -19,11 +19,18 @@ pub fn access(vcpu: &mut Vcpu<impl Vendor>) {
     let allowed = match instruction.operation {
         Operation::LoadTable { table, address } => {
             let mut bytes = [0; 10];
-            let Some(()) = guest::read(vcpu, Gva::new(address), &mut bytes) else { return };
+            let gva = Gva::new(address);
+            let Some(()) = guest::read(vcpu, gva, &mut bytes) else {
+                return fault::unread_operand(vcpu, gva, bytes.len() as u64);
+            };
             let [l0, l1, base @ ..] = bytes;
             let (base, limit) = (u64::from_le_bytes(base), u32::from(u16::from_le_bytes([l0, l1])));
             let (pin, number) = if table == Table::Gdtr { (pins.gdtr, 0) } else { (pins.idtr, 1) };
-            let attempt = attempt(ViolationKind::DescriptorTable, number, pin.base, base);
+            // A table without an entry is of no use but to leave: `machine_kexec` loads it before it
+            // jumps (Linux, arch/x86/kernel/machine_kexec_64.c).
+            let leaves = table == Table::Idtr && limit == 0;
+            let kind = if leaves { ViolationKind::Kexec } else { ViolationKind::DescriptorTable };
+            let attempt = attempt(kind, number, pin.base, base);
             let through = pin.allows(base, limit) || is_let_through(vcpu, attempt);
             if through {
                 vcpu.set_table(table, base, limit);
@@ -31,7 +38,12 @@ pub fn access(vcpu: &mut Vcpu<impl Vendor>) {
             through
         }
         Operation::LoadSelector { table, selector: operand } => {
-            let Some(value) = selector(vcpu, operand) else { return };
+            let Some(value) = selector(vcpu, operand) else {
+                if let Selector::Memory(address) = operand {
+                    fault::unread_operand(vcpu, Gva::new(address), 2);
+                }
+                return;
+            };
             let (pin, number) = if table == Table::Ldtr { (pins.ldtr, 2) } else { (pins.tr, 3) };
             // An allowed LLDT is skipped: the register has its value. LTR is never allowed, not
             // even with the same selector: the descriptor behind it may be another by now.
@@ -75,35 +87,64 @@ fn store(vcpu: &mut Vcpu<impl Vendor>, table: Table, destination: Destination) -
             true
         }
         Destination::Memory(address) => {
-            let bytes = bytes.get(..length).unwrap_or_default();
-            let done = write(vcpu, Gva::new(address), bytes).is_some();
-            if !done {
-                vcpu.inject(Exception::GeneralProtection);
+            let (start, bytes) = (Gva::new(address), bytes.get(..length).unwrap_or_default());
+            match write(vcpu, start, bytes) {
+                Ok(()) => return true,
+                Err(Unwritten::Guest) => vcpu.inject(Exception::GeneralProtection),
+                Err(Unwritten::Page(gva, gpa, page)) => refuse(vcpu, gva, gpa, page),
             }
-            done
+            false
         }
     }
 }
 
+/// The guest may not write this page; one of unlocked code becomes data and it tries again.
+fn refuse(vcpu: &mut Vcpu<impl Vendor>, gva: Gva, gpa: Gpa, page: Page) {
+    let vm = vcpu.vm;
+    if page.state == PageState::Code && !page.withholds(Rights::WRITE) {
+        return promote::demote(vcpu, &mut vm.memory.lock(), gpa.frame());
+    }
+    let attempt = Attempt {
+        gva: Some(gva),
+        gpa: Some(gpa),
+        size: 1,
+        old: fault::old_value(vcpu, gpa),
+        ..Attempt::new(fault::write_kind(page.state))
+    };
+    if is_let_through(vcpu, attempt) {
+        fault::release(vcpu, &mut vm.memory.lock(), gpa);
+    }
+}
+
+/// Why a store was not made.
+enum Unwritten {
+    /// The guest's own tables do not allow it.
+    Guest,
+    /// The second stage does not, on this page.
+    Page(Gva, Gpa, Page),
+}
+
 /// Writes where the guest may write by itself: pages that are data, mapped for who asks.
-fn write(vcpu: &Vcpu<impl Vendor>, start: Gva, bytes: &[u8]) -> Option<()> {
+fn write(vcpu: &Vcpu<impl Vendor>, start: Gva, bytes: &[u8]) -> Result<(), Unwritten> {
     // Held from the judgement to the write, so that no page is locked in between.
     let memory = vcpu.vm.memory.lock();
     let target = |gva| {
-        let translation = guest::translate(vcpu, gva)?;
-        let frame = translation.gpa.frame();
-        let page = memory.page(frame)?;
-        (translation.rights.write
-            && (translation.rights.user || vcpu.cpl() < 3)
-            && vcpu.vm.is_ram(frame)
-            && page.allows(View::Kernel).contains(Rights::WRITE))
-        .then_some(translation.gpa)
+        let translation = guest::translate(vcpu, gva)
+            .filter(|found| found.rights.write && (found.rights.user || vcpu.cpl() < 3))
+            .ok_or(Unwritten::Guest)?;
+        let gpa = translation.gpa;
+        let page = memory.page(gpa.frame()).filter(|_| vcpu.vm.is_ram(gpa.frame()));
+        match page.ok_or(Unwritten::Guest)? {
+            page if page.allows(View::Kernel).contains(Rights::WRITE) => Ok(gpa),
+            page => Err(Unwritten::Page(gva, gpa, page)),
+        }
     };
     for (offset, _) in (0..).zip(bytes) {
         target(start.plus(offset))?;
     }
     for (offset, byte) in (0..).zip(bytes) {
-        vcpu.physical().write(target(start.plus(offset))?.identity(), &[*byte]).ok()?;
+        let gpa = target(start.plus(offset))?;
+        vcpu.physical().write(gpa.identity(), &[*byte]).map_err(|_| Unwritten::Guest)?;
     }
-    Some(())
+    Ok(())
 }

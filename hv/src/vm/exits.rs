@@ -26,6 +26,8 @@ pub fn handle(vcpu: &mut Vcpu<impl Vendor>, exit: Exit) {
             vcpu.take_nmi();
         }
         Exit::NmiWindow => shared.count(Counter::Nmi),
+        // Tasks run before the next entry.
+        Exit::InterruptWindow => shared.count(Counter::Task),
         Exit::Msr { write } => {
             shared.count(Counter::Msr);
             registers::msr(vcpu, write);

@@ -5,6 +5,7 @@ use super::separation::Separation;
 use super::violation::{Attempt, is_let_through};
 use super::{Stage, guest, learn, lock, promote, text};
 use crate::cpu::{apic, instructions};
+use crate::publish;
 use crate::vcpu::Vcpu;
 use crate::vendor::{Access, Exception, Vendor};
 use abi::event::ViolationKind;
@@ -16,19 +17,26 @@ use x86_decode::Operation;
 
 /// Handles a fault: after it the guest retries, goes on behind the instruction, or takes #GP.
 pub fn handle(vcpu: &mut Vcpu<impl Vendor>, access: Access) {
-    if !access.present {
+    // A page that allows nothing at the moment looks like one that is not there.
+    let is_hidden = !access.present && !vcpu.vm.is_mapped_ram(access.gpa.frame());
+    if is_hidden || publish::guest_frames().contains(access.gpa.frame()) {
         vcpu.shared().count(Counter::NestedFault);
-        unmapped(vcpu, access);
+        own_memory(vcpu, access);
     } else if access.fetch && !access.table_walk {
         fetch(vcpu, access);
     } else {
         vcpu.shared().count(Counter::NestedFault);
-        write(vcpu, access);
+        if access.write || vcpu.vm.is_readable(access.gpa.frame()) {
+            write(vcpu, access);
+        } else {
+            read(vcpu, access);
+        }
     }
 }
 
-/// Nothing is mapped there: the hypervisor's memory, or the end of the physical address space.
-fn unmapped(vcpu: &mut Vcpu<impl Vendor>, access: Access) {
+/// Nothing is mapped there, the hypervisor's memory or the end of the physical address space; or it
+/// is published for reading.
+fn own_memory(vcpu: &mut Vcpu<impl Vendor>, access: Access) {
     let operation = guest::fetch(vcpu).map(|instruction| instruction.operation);
     let (gva, size, new) = match operation {
         _ if access.table_walk => (None, 0, 0),
@@ -111,7 +119,7 @@ fn write(vcpu: &mut Vcpu<impl Vendor>, access: Access) {
                 drop(memory);
                 table_walk(vcpu, access, page.state);
             } else {
-                text::write(vcpu, &mut memory, access.gpa, page.state);
+                text::write(vcpu, memory, access.gpa, page.state);
             }
         }
         Some(Page { state: PageState::Code, .. }) => promote::demote(vcpu, &mut memory, frame),
@@ -120,17 +128,64 @@ fn write(vcpu: &mut Vcpu<impl Vendor>, access: Access) {
     }
 }
 
+/// A load, or a table that the guest's own page walk wants.
+fn read(vcpu: &mut Vcpu<impl Vendor>, access: Access) {
+    let loaded = guest::fetch(vcpu).and_then(|instruction| match instruction.operation {
+        Operation::Load { address, .. } => Some(Gva::new(address)),
+        _ => None,
+    });
+    refuse_read(vcpu, loaded.filter(|_| !access.table_walk), access.gpa);
+}
+
+/// The guest reads at `gpa`, by itself or by us, where a request withholds reading.
+fn refuse_read(vcpu: &mut Vcpu<impl Vendor>, gva: Option<Gva>, gpa: Gpa) {
+    let vm = vcpu.vm;
+    let frame = gpa.frame();
+    if vm.is_readable(frame) || !vm.is_ram(frame) {
+        // Another CPU has just allowed it.
+        return vcpu.request_flush();
+    }
+    let attempt = Attempt { gva, gpa: Some(gpa), ..Attempt::new(ViolationKind::Read) };
+    if is_let_through(vcpu, attempt) {
+        let mut memory = vm.memory.lock();
+        if let Some(page) = memory.page(frame) {
+            let page = Page { withheld: page.withheld - Rights::READ, ..page };
+            let range = FrameRange::with_count(frame, 1);
+            // RAM is mapped, and the pool holds all tables that can be needed.
+            let _ = memory.set_page(range, page, lock::flusher(vm, vcpu.index));
+        }
+        vcpu.request_flush();
+    }
+}
+
+/// An operand of an instruction that we complete cannot be read: either a request withholds that,
+/// or another CPU has just changed the guest's tables, and the guest retries.
+pub fn unread_operand(vcpu: &mut Vcpu<impl Vendor>, gva: Gva, length: u64) {
+    let ends = [gva, gva.plus(length.saturating_sub(1))];
+    let found = ends.into_iter().find_map(|gva| {
+        let gpa = guest::translate(vcpu, gva)?.gpa;
+        (!vcpu.vm.is_readable(gpa.frame())).then_some((gva, gpa))
+    });
+    if let Some((gva, gpa)) = found {
+        refuse_read(vcpu, Some(gva), gpa);
+    }
+}
+
 /// The guest's own page walk would write an accessed or dirty bit into a locked page: a page table
 /// was put there, or a request made it read-only.
 fn table_walk(vcpu: &mut Vcpu<impl Vendor>, access: Access, state: PageState) {
-    let kind = match state {
-        PageState::LockedCode | PageState::Code => ViolationKind::WriteText,
-        _ => ViolationKind::WriteRodata,
-    };
     let old = old_value(vcpu, access.gpa);
-    let attempt = Attempt { gpa: Some(access.gpa), old, ..Attempt::new(kind) };
+    let attempt = Attempt { gpa: Some(access.gpa), old, ..Attempt::new(write_kind(state)) };
     if is_let_through(vcpu, attempt) {
         release(vcpu, &mut vcpu.vm.memory.lock(), access.gpa);
+    }
+}
+
+/// What a refused write to a page of this state is, if not to a patch site.
+pub const fn write_kind(state: PageState) -> ViolationKind {
+    match state {
+        PageState::LockedCode | PageState::Code => ViolationKind::WriteText,
+        _ => ViolationKind::WriteRodata,
     }
 }
 

@@ -8,8 +8,11 @@ use super::memory::Memory;
 use super::separation::Separation;
 use super::{Stage, Vm};
 use crate::report;
+use crate::task::{self, inbox::Post, turn};
 use crate::vcpu::Vcpu;
 use crate::vendor::Vendor;
+use abi::event::Verdict;
+use abi::task::{HekiExit, MessageKind};
 use addr::{FrameRange, Gfn, Gpa, GuestPhysical};
 use heki::Refusal;
 use heki::control::{self, Request};
@@ -18,6 +21,7 @@ use heki::memory::{Gate, Rules, protect};
 use integrity::state::Page;
 use spin::mutex::SpinMutex;
 use x86_decode::Mode;
+use zerocopy::IntoBytes;
 
 /// RBX, RCX and RDX by their encoding, in KVM's order of arguments.
 const ARGUMENTS: [usize; 3] = [3, 1, 2];
@@ -64,12 +68,33 @@ fn lock_register(vcpu: &mut Vcpu<impl Vendor>) -> Result<u64, Refusal> {
         return Ok(heki::VERSION);
     }
     arm(vcpu);
+    if let Request::Pin { register, pin } = judge(vcpu)? {
+        ask_warden(vcpu, register, pin.must_be_one)?;
+    }
     // Held from the judgement to the change, so that no other vCPU pins the opposite.
     let _memory = vm.memory.lock();
     if let Request::Pin { register, pin } = judge(vcpu)? {
         vm.requested.add(register, pin);
     }
     Ok(0)
+}
+
+/// Asks the warden, if there is one, whether bits of a register may be pinned. Without an answer
+/// they may: a pin takes rights away, and gives none.
+fn ask_warden(vcpu: &mut Vcpu<impl Vendor>, register: u8, value: u64) -> Result<(), Refusal> {
+    if !task::has_warden() {
+        return Ok(());
+    }
+    let exit =
+        HekiExit { reason: if register == 0 { HekiExit::CR0 } else { HekiExit::CR4 }, value };
+    let post = Post::new(MessageKind::Heki, 1, turn::new_token(), exit.as_bytes());
+    match turn::ask(vcpu, post) {
+        None | Some(Verdict::Log) => Ok(()),
+        Some(Verdict::Deny) => Err(Refusal::NotPermitted),
+        Some(Verdict::Stop) => {
+            report::fatal(format_args!("stopped by the warden: a guest pins CR{register}"))
+        }
+    }
 }
 
 fn protect_memory<V: Vendor>(vcpu: &mut Vcpu<V>) -> Result<u64, Refusal> {
@@ -79,8 +104,7 @@ fn protect_memory<V: Vendor>(vcpu: &mut Vcpu<V>) -> Result<u64, Refusal> {
     let list = request.read(Gpa::new(first), |from, to| copy(vcpu, from, to))?;
     arm(vcpu);
     let rules = Rules {
-        // No leaf is made that can be executed and not read.
-        execute_only: false,
+        execute_only: V::executes_unread(),
         separates_execution: vm.separation() != Separation::None,
         exec: vm.policy.heki_exec,
     };
@@ -91,13 +115,13 @@ fn protect_memory<V: Vendor>(vcpu: &mut Vcpu<V>) -> Result<u64, Refusal> {
     answer.map(|()| 0)
 }
 
-/// Copies what is at `from`, if all of it is RAM of the guest.
+/// Copies what is at `from`, if all of it is RAM that the guest can read.
 fn copy(vcpu: &Vcpu<impl Vendor>, from: Gpa, to: &mut [u8]) -> bool {
     let length = to.len() as u64;
     let wraps = from.checked_add(length).is_none();
     let mut frames = FrameRange::covering(from, length).iter();
     !wraps
-        && frames.all(|frame| vcpu.vm.is_ram(frame))
+        && frames.all(|frame| vcpu.vm.is_readable(frame))
         && vcpu.physical().read(from.identity(), to).is_ok()
 }
 

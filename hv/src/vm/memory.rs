@@ -5,12 +5,13 @@
 //! the first instruction of user code faults; the kernel executes any RAM where the table tells it
 //! from user code by address, and elsewhere what it is granted as it needs it ([`super::learn`]).
 //! Every table maps each guest frame to the host frame of the same number, and the hypervisor's own
-//! frames to nothing.
+//! frames to nothing, but those that are published, which it maps read-only for good.
 
 use super::Ram;
 use super::separation::{Allowed, Separation};
 use crate::cpu::apic;
 use crate::memory::pool::{Block, Tables};
+use crate::publish;
 use crate::vendor::{SecondStage, SplitExecution, Vendor};
 use addr::{FrameRange, Gfn, Gpa, GuestPhysical, Hfn, PAGE_SIZE};
 use arrayvec::ArrayVec;
@@ -18,7 +19,7 @@ use frames::{Audit, AuditedLeaf, FrameStates, Space, Uses};
 use integrity::Rights;
 use integrity::rights::{Counters, storage_bytes};
 use integrity::state::{Page, PageState, View};
-use mtrr::MemoryTypes;
+use mtrr::{MemoryType, MemoryTypes};
 use paging::guest::Buffers;
 use paging::{Due, Flushed, Format, Level, PageTable, PagingError, Removed};
 
@@ -78,6 +79,9 @@ impl<V: Vendor> Memory<V> {
         for frame in own.iter().flat_map(|range| range.iter()) {
             let _ = memory.states.set(frame, Page::new(PageState::Own));
         }
+        for frame in publish::guest_frames().iter() {
+            let _ = memory.states.set(frame, Page::new(PageState::Published));
+        }
         Ok(memory)
     }
 
@@ -102,6 +106,11 @@ impl<V: Vendor> Memory<V> {
     /// State of a frame, and what a request withholds from it; `None` for device memory.
     pub fn page(&self, frame: Gfn) -> Option<Page> {
         self.states.get(frame)
+    }
+
+    /// The states of all frames, for reading without holding the memory.
+    pub fn pages(&self) -> FrameStates<'static, Page> {
+        self.states
     }
 
     /// Whether the kernel can execute `frame`.
@@ -215,15 +224,26 @@ impl<V: Vendor> Memory<V> {
         state: PageState,
         mut flush: impl FnMut(Due<'_>) -> Flushed<'_>,
     ) -> Result<(), PagingError> {
-        let mut start = range.start;
-        while start < range.end {
-            let before = self.page(start).unwrap_or(Page::new(state));
-            let mut rest = FrameRange::new(start.plus(1), range.end).iter();
-            let end = rest.find(|frame| self.page(*frame) != Some(before)).unwrap_or(range.end);
-            self.set_page(FrameRange::new(start, end), before.with_state(state), &mut flush)?;
-            start = end;
+        let mut rest = range;
+        while let Some((run, page)) = self.next_run(&mut rest) {
+            let page = page.map_or(Page::new(state), |page| page.with_state(state));
+            self.set_page(run, page, &mut flush)?;
         }
         self.collapse(range, flush)
+    }
+
+    /// Takes from the front of `rest` the pages that are alike.
+    fn next_run(
+        &self,
+        rest: &mut FrameRange<GuestPhysical>,
+    ) -> Option<(FrameRange<GuestPhysical>, Option<Page>)> {
+        let start = rest.start;
+        if rest.is_empty() {
+            return None;
+        }
+        let page = self.page(start);
+        rest.start = rest.iter().find(|frame| self.page(*frame) != page).unwrap_or(rest.end);
+        Some((FrameRange::new(start, rest.start), page))
     }
 
     /// Makes every page of `range` the same, then waits until no CPU uses the old rights.
@@ -253,7 +273,12 @@ impl<V: Vendor> Memory<V> {
         range: FrameRange<GuestPhysical>,
         mut flush: impl FnMut(Due<'_>) -> Flushed<'_>,
     ) -> Result<(), PagingError> {
-        self.protect(range, Allowed::both(Rights::READ))?.release(&mut Tables, &mut flush);
+        let mut rest = range;
+        while let Some((run, page)) = self.next_run(&mut rest) {
+            let withheld = page.map_or(Rights::empty(), |page| page.withheld);
+            let allowed = Allowed::both(Rights::READ.difference(withheld));
+            self.protect(run, allowed)?.release(&mut Tables, &mut flush);
+        }
         Ok(())
     }
 
@@ -306,7 +331,8 @@ fn is_executable<V: Vendor>(rights: <V::Table as Format>::Rights, separation: Se
     V::Table::allowed(rights, separation.split()).contains(Rights::EXECUTE)
 }
 
-/// Changes rights in one table, a run of one memory type at a time.
+/// Changes rights in one table, a run of one memory type at a time. Those of what is published never
+/// change: to whoever asks, it is not mapped, like the rest of the hypervisor's memory.
 fn protect<V: Vendor>(
     table: &mut PageTable<V::Table>,
     range: FrameRange<GuestPhysical>,
@@ -314,6 +340,10 @@ fn protect<V: Vendor>(
     split: Option<SplitExecution>,
     types: &MemoryTypes,
 ) -> Result<Removed<V::Table>, PagingError> {
+    let published = publish::guest_frames();
+    if range.overlaps(published) {
+        return Err(PagingError::NotMapped { page: published.start.raw() });
+    }
     let mut removed = Removed::default();
     for (run, memory_type) in types.runs(range) {
         let rights = V::Table::rights(allowed.kernel, allowed.user, split, memory_type);
@@ -347,6 +377,9 @@ fn identity<V: Vendor>(
         }
         start = hole.end;
     }
+    let published = publish::guest_frames();
+    let rights = V::Table::rights(Rights::READ, Rights::READ, split, MemoryType::WriteBack);
+    table.map(&mut Tables, published, published.start.identity(), rights, Level::Page4K)?;
     let registers = FrameRange::with_count(Gpa::new(apic::BASE).frame(), 1);
     let kernel = if separation.is_by_address() { Rights::all() } else { READ_WRITE };
     let boot = Allowed::before_the_lock(kernel, separation);

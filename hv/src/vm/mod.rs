@@ -26,13 +26,16 @@ pub mod text;
 pub mod violation;
 mod xcr0;
 
+use crate::publish::REGION;
 use crate::vendor::Vendor;
 use abi::manifest::Manifest;
 use abi::policy::Policy;
 use addr::{FrameRange, Gfn, Gpa, GuestPhysical, Gva, Hfn};
 use arrayvec::ArrayVec;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use integrity::state::View;
+use frames::FrameStates;
+use integrity::Rights;
+use integrity::state::{Page, PageState, View};
 use memory::Memory;
 use separation::Separation;
 use spin::Once;
@@ -88,6 +91,8 @@ pub struct Vm<V: Vendor> {
     pub ram: Ram,
     /// Second stage and page states.
     pub memory: SpinMutex<Memory<V>>,
+    /// What is in `memory` of each page, for those who do not hold it: it can change at any time.
+    pub pages: FrameStates<'static, Page>,
     /// What the guest has asked to pin of CR0 and CR4.
     pub requested: pins::Requested,
     separation: Separation,
@@ -110,6 +115,7 @@ impl<V: Vendor> Vm<V> {
             ram,
             requested: pins::Requested::default(),
             separation: memory.separation(),
+            pages: memory.pages(),
             memory: SpinMutex::new(memory),
             roots,
             stage: AtomicU32::new(Stage::Boot as u32),
@@ -147,6 +153,7 @@ impl<V: Vendor> Vm<V> {
     }
 
     fn set_stage(&self, stage: Stage) {
+        REGION.set_stage(stage as u64);
         self.stage.store(stage as u32, Ordering::Release);
     }
 
@@ -158,5 +165,17 @@ impl<V: Vendor> Vm<V> {
     /// Whether a frame is RAM of the guest.
     pub fn is_ram(&self, frame: Gfn) -> bool {
         self.ram.iter().any(|range| range.contains(frame))
+    }
+
+    /// Whether a frame is RAM that the guest may read: what the hypervisor reads on the guest's
+    /// behalf must be.
+    pub fn is_readable(&self, frame: Gfn) -> bool {
+        self.is_ram(frame)
+            && self.pages.get(frame).is_some_and(|page| !page.withholds(Rights::READ))
+    }
+
+    /// Whether a frame is RAM that the second stage maps, however little it allows there.
+    pub fn is_mapped_ram(&self, frame: Gfn) -> bool {
+        self.is_ram(frame) && self.pages.get(frame).is_some_and(|page| page.state != PageState::Own)
     }
 }

@@ -17,12 +17,16 @@ use crate::vendor::Vendor;
 use abi::event::{Promotion, RecordKind, ViolationKind};
 use addr::{FrameRange, Gfn, Gpa, Gva, PAGE_SIZE};
 use integrity::Rights;
-use integrity::promote::{Authority, Candidate, CodeAuthority};
+use integrity::promote::jit::{LOOKED_AT, is_bpf};
+use integrity::promote::{Authority, Candidate, CodeAuthority, MODULE_RANGE};
 use integrity::state::PageState;
 use zerocopy::IntoBytes;
 
 /// Most pages promoted in one transaction: 2 MiB.
 const MOST: u64 = 512;
+/// Most pages of a mapping in front of the ones to promote that are looked at, to find its start: 8 MiB,
+/// which holds all that Linux allots to BPF programs at a time on a machine with 4 memory nodes.
+const MOST_BEFORE: u64 = 2048;
 
 /// Pages that are contiguous in both address spaces.
 #[derive(Clone, Copy)]
@@ -162,7 +166,29 @@ fn judge<V: Vendor>(vcpu: &Vcpu<V>, memory: &mut Memory<V>, run: Run) -> Option<
         mapped &= rights_of(translation.rights);
     }
     let length = run.frames.count() * PAGE_SIZE;
-    Some(vcpu.vm.policy.modules.judge(&Candidate { start: run.gva, length, mapped, aliases }))
+    let policy = &vcpu.vm.policy;
+    let bpf = !policy.jit && is_in_bpf_mapping(vcpu, run.gva);
+    Some(policy.judge(&Candidate { start: run.gva, length, mapped, aliases, bpf }))
+}
+
+/// Whether the mapping that `page` lies in, the executable pages in one piece around it, starts as one
+/// for BPF programs does.
+fn is_in_bpf_mapping(vcpu: &Vcpu<impl Vendor>, page: Gva) -> bool {
+    let belongs = |page: Gva| {
+        MODULE_RANGE.contains(&page.raw())
+            && guest::translate(vcpu, page)
+                .is_some_and(|there| there.rights.execute && !there.rights.write)
+    };
+    let mut start = page;
+    for _ in 0..MOST_BEFORE {
+        let before = Gva::new(start.raw().wrapping_sub(PAGE_SIZE));
+        if !belongs(before) {
+            break;
+        }
+        start = before;
+    }
+    let mut bytes = [0; LOOKED_AT];
+    guest::read(vcpu, start, &mut bytes).is_some() && is_bpf(&bytes)
 }
 
 /// The guest writes a page of unlocked code: it is data from now on.

@@ -1,7 +1,8 @@
 //! Control registers and MSRs: intercepted writes, judged by the pins.
 //!
-//! A value that the CPU itself would refuse becomes #GP without an event, as on bare hardware; a
-//! bad value must never reach the control block, where it would make VMRUN fail.
+//! A value that breaks a pin is a violation; one that just the CPU would refuse becomes #GP without an
+//! event, as on bare hardware. A bad value must never reach the control block, where it would make VMRUN
+//! fail.
 
 use super::lock;
 use super::violation::{Attempt, is_let_through};
@@ -47,9 +48,6 @@ pub fn control(vcpu: &mut Vcpu<impl Vendor>) {
         4 => value & !supported_cr4() == 0 && pcid_is_legal(vcpu, value),
         _ => true,
     };
-    if !legal {
-        return vcpu.inject(Exception::GeneralProtection);
-    }
     let pin = vcpu.pins.as_ref().map(|pins| if register == 0 { pins.cr0 } else { pins.cr4 });
     let locked = if register == 3 { 0 } else { pin.map_or(0, |pin| pin.broken_by(value)) };
     let broken = locked | vcpu.vm.requested.pin(register).broken_by(value);
@@ -58,6 +56,9 @@ pub fn control(vcpu: &mut Vcpu<impl Vendor>) {
         if !is_let_through(vcpu, attempt) {
             return;
         }
+    }
+    if !legal {
+        return vcpu.inject(Exception::GeneralProtection);
     }
     vcpu.set_control_register(register, value);
     vcpu.advance(instruction.length);

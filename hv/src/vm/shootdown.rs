@@ -9,6 +9,7 @@
 
 use super::Vm;
 use crate::cpu::{self, CpuShared, apic};
+use crate::memory::flush;
 use crate::vendor::Vendor;
 use abi::MAX_CPUS;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -27,6 +28,7 @@ pub fn enter_guest(vm: &Vm<impl Vendor>, index: usize) -> bool {
         }
         shared.in_guest.store(false, Ordering::SeqCst);
         while vm.hold.load(Ordering::SeqCst) {
+            flush::serve(index);
             core::hint::spin_loop();
         }
     }
@@ -74,6 +76,7 @@ fn wait_for_others(caller: usize, passed: impl Fn(usize) -> bool) {
     }
     for index in others() {
         while busy(index, cpu::shared(index)) {
+            flush::serve(caller);
             core::hint::spin_loop();
         }
     }

@@ -10,25 +10,22 @@ use abi::manifest::Span;
 use addr::{FrameRange, Gfn, Gpa, GuestPhysical, Gva};
 use arrayvec::ArrayVec;
 use integrity::Rights;
+use integrity::promote::MODULE_RANGE;
 use integrity::rights::{Counters, Totals};
 use paging::guest::{Buffers, GuestLeaf, GuestRights, visit_kernel_half};
 use zerocopy::IntoBytes;
 
 /// Most table pages of a guest's kernel half that are read: those of 32 GiB in 4 KiB leaves.
 const TABLE_BUDGET: u64 = 16384;
+/// Where a visit of the whole kernel half starts.
+const EVERYTHING: Gva = Gva::new(0);
 /// Most conflicting frames that are reported one by one.
 const ALIASES_SHOWN: usize = 16;
 
-/// Result of a walk over the kernel half.
-struct Survey<'a> {
-    /// Aliases of every frame, by right.
-    counters: Counters<'a>,
-    /// Leaves visited.
-    leaves: u64,
-}
-
 /// Runs of frames.
 pub type Runs = ArrayVec<FrameRange<GuestPhysical>, 64>;
+/// Runs of frames that were allotted one by one.
+pub type Scattered = ArrayVec<FrameRange<GuestPhysical>, 256>;
 
 /// What the lock wants to know of a survey.
 pub struct Findings {
@@ -40,6 +37,8 @@ pub struct Findings {
     pub init_text: Runs,
     /// Frames of the image's read-only data that no alias can write.
     pub rodata: Runs,
+    /// Frames that are executable in the module range and that no alias can write.
+    pub generated: Scattered,
 }
 
 /// What the guest's own tables allow a supervisor.
@@ -50,13 +49,14 @@ pub fn rights_of(rights: GuestRights) -> Rights {
     all
 }
 
-/// Shows every leaf of the kernel half of the current tables; gives their number.
+/// Shows every leaf of the kernel half of the current tables, from `start` on; gives their number.
 ///
 /// # Errors
 /// The tables are damaged or too many.
 fn visit<V: Vendor>(
     vcpu: &Vcpu<V>,
     buffers: &mut Buffers,
+    start: Gva,
     mut leaf: impl FnMut(GuestLeaf),
 ) -> Result<u64, &'static str> {
     let levels = vcpu.paging_levels().ok_or("the guest has paging off")?;
@@ -64,7 +64,7 @@ fn visit<V: Vendor>(
     visit_kernel_half(
         Gpa::new(vcpu.control_register(3)),
         levels,
-        Gva::new(0),
+        start,
         TABLE_BUDGET,
         buffers,
         |table, entries| guest::read_table(vcpu.vm, &vcpu.windows, table, entries),
@@ -77,21 +77,6 @@ fn visit<V: Vendor>(
     Ok(leaves)
 }
 
-/// Counts the rights of every frame over all aliases in the kernel half of the current tables.
-///
-/// # Errors
-/// As for [`visit`].
-fn survey<'m, V: Vendor>(
-    vcpu: &Vcpu<V>,
-    memory: &'m mut Memory<V>,
-) -> Result<Survey<'m>, &'static str> {
-    let (buffers, mut counters) = memory.survey();
-    let mut batch = counters.batch();
-    let leaves = visit(vcpu, buffers, |leaf| batch.map(leaf.frames(), rights_of(leaf.rights)))?;
-    drop(batch);
-    Ok(Survey { counters, leaves })
-}
-
 /// All rights that any alias in the kernel half of the current tables gives to a frame of `range`.
 ///
 /// # Errors
@@ -102,7 +87,7 @@ pub fn rights_over<V: Vendor>(
     range: FrameRange<GuestPhysical>,
 ) -> Result<Rights, &'static str> {
     let mut rights = Rights::empty();
-    visit(vcpu, memory.buffers, |leaf| {
+    visit(vcpu, memory.buffers, EVERYTHING, |leaf| {
         let frames = leaf.frames();
         if frames.start < range.end && range.start < frames.end {
             rights |= rights_of(leaf.rights);
@@ -111,18 +96,31 @@ pub fn rights_over<V: Vendor>(
     Ok(rights)
 }
 
-/// Surveys the kernel half and names conflicting frames on the event channel.
+/// Counts the rights of every frame over all aliases in the kernel half of the current tables, and names
+/// conflicting frames on the event channel.
 ///
 /// # Errors
-/// As for [`survey`].
+/// As for [`visit`].
 pub fn examine<V: Vendor>(
     vcpu: &Vcpu<V>,
     memory: &mut Memory<V>,
     kernel: KernelPlace,
 ) -> Result<Findings, &'static str> {
-    let Survey { counters, leaves } = survey(vcpu, memory)?;
+    let (buffers, mut counters) = memory.survey();
+    let mut batch = counters.batch();
+    let leaves = visit(vcpu, buffers, EVERYTHING, |leaf| {
+        batch.map(leaf.frames(), rights_of(leaf.rights));
+    })?;
+    drop(batch);
     let header = vcpu.vm.manifest.header();
     let collective = |frame| counters.collective(frame);
+    let mut generated = Scattered::new();
+    visit(vcpu, buffers, Gva::new(MODULE_RANGE.start), |leaf| {
+        if MODULE_RANGE.contains(&leaf.gva.raw()) && leaf.rights.execute && !leaf.rights.user {
+            let unwritten = |frame| collective(frame).is_some_and(|rights| rights.writable == 0);
+            add_runs(&mut generated, leaf.frames(), unwritten);
+        }
+    })?;
     let findings = Findings {
         leaves,
         totals: counters.totals(),
@@ -132,6 +130,7 @@ pub fn examine<V: Vendor>(
         rodata: runs_of(image_frames(kernel, header.rodata), |frame| {
             collective(frame).is_some_and(|rights| rights.readable > 0 && rights.writable == 0)
         }),
+        generated,
     };
     if findings.totals.conflicting > 0 {
         report_conflicts(&counters);
@@ -147,13 +146,22 @@ pub fn image_frames(kernel: KernelPlace, span: Span) -> FrameRange<GuestPhysical
 /// Runs of frames that satisfy `wanted`; what exceeds the capacity is left out.
 fn runs_of(range: FrameRange<GuestPhysical>, wanted: impl Fn(Gfn) -> bool) -> Runs {
     let mut runs = Runs::new();
+    add_runs(&mut runs, range, wanted);
+    runs
+}
+
+/// Adds those of `range`.
+fn add_runs<const MOST: usize>(
+    runs: &mut ArrayVec<FrameRange<GuestPhysical>, MOST>,
+    range: FrameRange<GuestPhysical>,
+    wanted: impl Fn(Gfn) -> bool,
+) {
     for frame in range.iter().filter(|frame| wanted(*frame)) {
         match runs.last_mut() {
             Some(last) if last.end == frame => last.end = frame.plus(1),
             _ => drop(runs.try_push(FrameRange::with_count(frame, 1))),
         }
     }
-    runs
 }
 
 fn report_conflicts(counters: &Counters<'_>) {

@@ -6,7 +6,7 @@
 //! page itself, so what was judged is what is there.
 
 use super::KernelPlace;
-use super::fault::{old_value, release};
+use super::fault::{old_value, release, write_kind};
 use super::guest;
 use super::memory::Memory;
 use super::promote;
@@ -17,12 +17,23 @@ use crate::vendor::{Exception, Vendor};
 use abi::event::{Verdict, ViolationKind};
 use abi::hypercall::Counter;
 use addr::{Gpa, Gva};
-use integrity::patch;
+use integrity::patch::probes::Probes;
+use integrity::patch::{self, Refused};
 use integrity::state::PageState;
+use spin::mutex::SpinMutex;
+use spin::mutex::SpinMutexGuard;
 use x86_decode::Operation;
 
+/// The kprobes in the guest's text; used with the VM's memory locked.
+static PROBES: SpinMutex<Probes> = SpinMutex::new(Probes::new());
+
 /// A write at `gpa`, in a page of this state that the guest must not write.
-pub fn write<V: Vendor>(vcpu: &mut Vcpu<V>, memory: &mut Memory<V>, gpa: Gpa, state: PageState) {
+pub fn write<V: Vendor>(
+    vcpu: &mut Vcpu<V>,
+    mut memory: SpinMutexGuard<'_, Memory<V>>,
+    gpa: Gpa,
+    state: PageState,
+) {
     let instruction = guest::fetch(vcpu);
     let store = instruction.and_then(|instruction| Store::of(vcpu, &instruction));
     // The instruction may not be the one that faulted: another CPU can have changed it. What it
@@ -36,7 +47,7 @@ pub fn write<V: Vendor>(vcpu: &mut Vcpu<V>, memory: &mut Memory<V>, gpa: Gpa, st
     let kernel = vcpu.vm.kernel();
     if let (Some(store), Some(target), Some(kernel)) = (&store, target, kernel)
         && state == PageState::LockedCode
-        && is_legal_patch(vcpu, memory, kernel, target, store)
+        && is_legal_patch(vcpu, &mut memory, kernel, target, store)
     {
         store.perform(vcpu, target);
         vcpu.shared().count(Counter::Patch);
@@ -48,10 +59,11 @@ pub fn write<V: Vendor>(vcpu: &mut Vcpu<V>, memory: &mut Memory<V>, gpa: Gpa, st
         old: old_value(vcpu, gpa),
         ..describe(vcpu, gpa, state, store.as_ref(), operation)
     };
+    drop(memory);
     match (report(vcpu, attempt), store, target) {
         // Performed here, the page stays locked and the next attempt is reported too.
         (Verdict::Log, Some(store), Some(target)) => store.perform(vcpu, target),
-        (Verdict::Log, ..) => release(vcpu, memory, gpa),
+        (Verdict::Log, ..) => release(vcpu, &mut vcpu.vm.memory.lock(), gpa),
         _ => vcpu.inject(Exception::GeneralProtection),
     }
 }
@@ -67,17 +79,17 @@ fn is_legal_patch<V: Vendor>(
     let vm = vcpu.vm;
     let text = vm.manifest.header().text;
     let Some(offset) = target.raw().checked_sub(kernel.gpa.raw()) else { return false };
+    if !text.contains(offset) || !text.contains(offset + store.bytes.len() as u64 - 1) {
+        return false;
+    }
     let mut seen = Seen { vcpu, memory, kernel };
-    text.contains(offset)
-        && text.contains(offset + store.bytes.len() as u64 - 1)
-        && patch::judge(
-            &vm.manifest,
-            vm.policy.patching_in_force(),
-            &mut seen,
-            offset,
-            &store.bytes,
-        )
-        .is_ok()
+    let allowed = vm.policy.patching_in_force();
+    match patch::judge(&vm.manifest, allowed, &mut seen, offset, &store.bytes) {
+        Err(Refused::NoSite) => {
+            PROBES.lock().judge(&vm.manifest, allowed, &seen, offset, &store.bytes).is_ok()
+        }
+        verdict => verdict.is_ok(),
+    }
 }
 
 /// The guest's memory for the verdict on a patch.
@@ -122,8 +134,7 @@ fn describe(
     let at_site = offset.is_some_and(|offset| patch::covers(&vcpu.vm.manifest, offset, size));
     let kind = match state {
         PageState::LockedCode if at_site => ViolationKind::Patch,
-        PageState::LockedCode | PageState::Code => ViolationKind::WriteText,
-        _ => ViolationKind::WriteRodata,
+        _ => write_kind(state),
     };
     let size = u32::try_from(size).unwrap_or(u32::MAX);
     Attempt { gva, size, new, ..Attempt::new(kind) }

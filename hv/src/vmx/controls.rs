@@ -43,6 +43,7 @@ const PRIMARY: &[Needed] = needed! {
 const PRIMARY_LATER: &[Needed] = needed! {
     primary::CR3_LOAD_EXITING => "CR3-load exiting",
     primary::NMI_WINDOW_EXITING => "NMI-window exiting",
+    primary::INTERRUPT_WINDOW_EXITING => "interrupt-window exiting",
 };
 const SECONDARY: &[Needed] = needed! {
     secondary::ENABLE_EPT => "enable EPT",

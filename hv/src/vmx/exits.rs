@@ -24,6 +24,10 @@ impl Vmx {
                 self.change_primary(primary::NMI_WINDOW_EXITING, false);
                 Exit::NmiWindow
             }
+            exit::INTERRUPT_WINDOW => {
+                self.change_primary(primary::INTERRUPT_WINDOW_EXITING, false);
+                Exit::InterruptWindow
+            }
             exit::RDMSR => Exit::Msr { write: false },
             exit::WRMSR => Exit::Msr { write: true },
             exit::CONTROL_REGISTER => Exit::ControlRegister,
@@ -67,6 +71,7 @@ impl Vmx {
         Access {
             gpa: Gpa::new(vmread(field::GUEST_PHYSICAL_ADDRESS)),
             present: qualification & ept_violation::PRESENT != 0,
+            write: qualification & ept_violation::WRITE != 0,
             fetch: qualification & ept_violation::FETCH != 0,
             table_walk: qualification & walk == ept_violation::LINEAR,
         }

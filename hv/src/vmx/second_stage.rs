@@ -1,5 +1,6 @@
 //! Extended page tables as the second stage.
 
+use super::ept_capabilities;
 use crate::vendor::{SecondStage, SplitExecution};
 use integrity::Rights;
 use mtrr::MemoryType;
@@ -21,7 +22,8 @@ impl SecondStage for Ept {
             } else if data.contains(Rights::READ) {
                 EptData::Read
             } else {
-                EptData::Hidden
+                // Rights without READ are asked for only where they can be had.
+                ept_capabilities().execute_only().map_or(EptData::Hidden, EptData::ExecuteOnly)
             },
             supervisor_execute: kernel.contains(Rights::EXECUTE),
             user_execute: user.contains(Rights::EXECUTE),

@@ -82,6 +82,10 @@ impl Vendor for Vmx {
         has_secondary(secondary::MODE_BASED_EXECUTE).then_some(SplitExecution::ByAddress)
     }
 
+    fn executes_unread() -> bool {
+        super::ept_capabilities().execute_only().is_some()
+    }
+
     fn memory_types(ram: &Ram) -> Result<MemoryTypes, &'static str> {
         super::memory_types(ram)
     }
@@ -166,6 +170,23 @@ impl Vendor for Vmx {
         }
         can
     }
+
+    fn can_take_interrupt(&self) -> bool {
+        !self.queued
+            && vmread(field::GUEST_RFLAGS) & rflags::IF != 0
+            && vmread(field::INTERRUPTIBILITY) & interruptibility::SHADOW == 0
+    }
+
+    fn inject_interrupt(&mut self, vector: u8) {
+        self.queue(u64::from(vector) | event::TYPE_INTERRUPT << event::TYPE_SHIFT | event::VALID);
+    }
+
+    fn request_interrupt_window(&mut self) {
+        self.change_primary(primary::INTERRUPT_WINDOW_EXITING, true);
+    }
+
+    /// RFLAGS.IF alone decides.
+    fn accept_interrupts(&mut self, _accept: bool) {}
 
     fn instruction_length(&self) -> Option<u8> {
         Some(vmread(field::INSTRUCTION_LENGTH).to_le_bytes()[0])

@@ -1,14 +1,15 @@
 //! The hypervisor's counters, as jobs report them.
 
+use crate::ret2dir::Planted;
 use abi::hypercall::Counter;
 use anyhow::Result;
-use hypercall::Ravelin;
+use hypercall::{Audit, Ravelin};
 use serde_json::{Map, Value, json};
+use std::time::Duration;
 
 /// Time-stamp counter; under QEMU's `-icount shift=0` the number of executed instructions.
 pub fn ticks() -> u64 {
-    // SAFETY: RDTSC is part of x86-64 and touches nothing but its result.
-    unsafe { core::arch::x86_64::_rdtsc() }
+    hypercall::ticks()
 }
 
 /// What the counters held at one moment. Without a hypervisor all are zero, and no work is spared:
@@ -29,6 +30,23 @@ impl Counters {
     /// One counter.
     pub fn read(&self, counter: Counter) -> Option<u64> {
         self.ravelin.map(|ravelin| ravelin.read(counter))
+    }
+
+    /// What is in the test build of the hypervisor only; `None` without one.
+    pub fn planted(&self) -> Option<Planted> {
+        Planted::detect(self.ravelin?)
+    }
+
+    /// Has all page tables audited, as soon as that is possible again.
+    pub fn audit(&self) -> Option<Audit> {
+        let ravelin = self.ravelin?;
+        for _ in 0..200 {
+            match ravelin.audit() {
+                Audit::Later => std::thread::sleep(Duration::from_millis(50)),
+                audit => return Some(audit),
+            }
+        }
+        Some(Audit::Later)
     }
 
     /// The answer to any hypercall.

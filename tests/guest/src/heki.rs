@@ -13,10 +13,13 @@ const CASES: &str = "/proc/ravelin_probes/heki";
 /// The hypercall that sets the rights of pages.
 const PROTECT_MEMORY: u64 = 14;
 
-/// Runs every case on CPU 0.
-pub fn run(console: &Console, counters: &Counters) -> Result<()> {
+/// Runs every case on CPU 0; the last makes `calls` random requests on each CPU, if that is given.
+pub fn run(console: &Console, counters: &Counters, calls: Option<u32>) -> Result<()> {
     sys::pin(0)?;
     probe::load_module()?;
+    if let Some(calls) = calls {
+        fs::write(CASES, calls.to_string())?;
+    }
     // An empty list is granted to the kernel.
     let answer = counters.call(PROTECT_MEMORY, 0).map(u64::cast_signed);
     console.report("heki-user", &json!({ "answer": answer }))?;

@@ -6,22 +6,31 @@
 //! | job | what it does |
 //! |---|---|
 //! | `probe` | loads `/ravelin_probes.ko` and runs every attack probe |
+//! | `denied` | the same with those that only a stricter policy refuses |
 //! | `stress:SECONDS` | keeps all CPUs busy and checks that nothing is lost |
 //! | `trace:ROUNDS` | uses the function tracer |
+//! | `bpf:ROUNDS` | makes packet filters and runs them |
 //! | `bench`, `bench:quick` | runs the measured loops; `quick` a tenth of the rounds |
 //! | `heki` | makes Heki's hypercalls, right ones and wrong ones |
+//! | `inside` | runs the `ravelin` command |
+//! | `ret2dir` | has a planted bug of the hypervisor read, write and jump |
 //! | `idle` | never ends |
 //! | `reboot`, `poweroff` | does so at once |
+//!
+//! In the end all page tables in the machine are audited.
 //!
 //! What a program should read is a line `@@ WORD JSON` on the console (see [`console`]).
 //! Everything here runs in one thread: other CPUs are used by processes.
 
 mod bench;
+mod bpf;
 mod console;
 mod counters;
 mod heki;
+mod inside;
 mod keeper;
 mod probe;
+mod ret2dir;
 mod stress;
 mod sys;
 mod trace;
@@ -30,6 +39,7 @@ use abi::hypercall::{Counter, SupervisorMode};
 use anyhow::{Context as _, Result, bail};
 use console::Console;
 use counters::Counters;
+use hypercall::Audit;
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
 use serde_json::json;
@@ -41,6 +51,9 @@ fn main() -> Result<()> {
     let ticks = counters::ticks();
     // As the kernel's module loader this program finds nothing to load.
     let is_init = std::process::id() == 1;
+    if let Some(result) = inside::touch_published(std::env::args().nth(1).as_deref()) {
+        return result;
+    }
     if !is_init || std::env::args().nth(1).as_deref() == Some(EXIT_ARGUMENT) {
         return Ok(());
     }
@@ -66,6 +79,18 @@ fn main() -> Result<()> {
             End::PowerOff
         }
     };
+    if let Some(audit) = counters.audit() {
+        let runs = if let Audit::Passed { runs } = audit { runs } else { 0 };
+        console.report(
+            "audit",
+            &json!({
+                "ok": runs > 0,
+                "runs": runs,
+                "said": format!("{audit:?}"),
+                "planted": counters.planted().is_some(),
+            }),
+        )?;
+    }
     match end {
         End::PowerOff => match reboot(RebootMode::RB_POWER_OFF)? {},
         End::Reboot => match reboot(RebootMode::RB_AUTOBOOT)? {},
@@ -106,10 +131,11 @@ fn run_jobs(console: &Console, counters: &Counters, cpus: usize) -> Result<End> 
         let (name, argument) = job.split_once(':').unwrap_or((job, ""));
         match name {
             "probe" => {
-                if !probe::run(console, counters)? {
+                if !probe::run(console, counters, probe::Which::Usual)? {
                     end = End::PowerOffAlone;
                 }
             }
+            "denied" => _ = probe::run(console, counters, probe::Which::Denied)?,
             "stress" => {
                 let seconds =
                     argument.parse().with_context(|| format!("`{job}`: how many seconds?"))?;
@@ -120,8 +146,19 @@ fn run_jobs(console: &Console, counters: &Counters, cpus: usize) -> Result<End> 
                     argument.parse().with_context(|| format!("`{job}`: how many rounds?"))?;
                 trace::run(console, rounds)?;
             }
-            "heki" => heki::run(console, counters)?,
+            "bpf" => {
+                let rounds =
+                    argument.parse().with_context(|| format!("`{job}`: how many rounds?"))?;
+                bpf::run(console, rounds)?;
+            }
+            "heki" => {
+                let calls = (!argument.is_empty()).then(|| argument.parse()).transpose();
+                let calls = calls.with_context(|| format!("`{job}`: how many requests?"))?;
+                heki::run(console, counters, calls)?;
+            }
+            "inside" => inside::run(console, counters)?,
             "bench" => bench::run(console, counters, argument == "quick")?,
+            "ret2dir" => ret2dir::run(console, counters, cpus)?,
             "idle" => {
                 console.report("idle", &json!({}))?;
                 loop {
@@ -134,7 +171,7 @@ fn run_jobs(console: &Console, counters: &Counters, cpus: usize) -> Result<End> 
                 break;
             }
             _ => bail!(
-                "unknown job `{job}`: use probe, stress:SECONDS, trace:ROUNDS, bench, heki, idle, ..."
+                "unknown job `{job}`: use probe, denied, stress:SECONDS, trace:ROUNDS, bpf:ROUNDS, bench, heki, inside, idle, ..."
             ),
         }
         done += 1;

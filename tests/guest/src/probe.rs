@@ -16,6 +16,7 @@ use crate::sys::{self, Pages};
 
 const MODULE: &str = "/ravelin_probes.ko";
 const LIST: &str = "/proc/ravelin_probes/list";
+const DENIED: &str = "/proc/ravelin_probes/denied";
 const RUN: &str = "/proc/ravelin_probes/run";
 
 /// Reading it checks that the kernel-only registers of this CPU survive.
@@ -27,13 +28,18 @@ const OFF: &str = "/proc/ravelin_probes/off";
 const CPU_KILLER: &str = "cpu-init-ipi";
 
 /// The module's parameters and the kernel symbols whose addresses they take.
-const SYMBOLS: [(&str, &str); 6] = [
+const SYMBOLS: [(&str, &str); 11] = [
     ("stext", "_stext"),
     ("etext", "_etext"),
     ("rodata", "linux_banner"),
     ("ro_after_init", "rodata_enabled"),
     ("jump_start", "__start___jump_table"),
     ("jump_end", "__stop___jump_table"),
+    ("call_start", "__start_static_call_sites"),
+    ("call_end", "__stop_static_call_sites"),
+    ("stats_key", "sched_schedstats"),
+    ("call_key", "__SCK__x86_pmu_handle_irq"),
+    ("jit_enable", "bpf_jit_enable"),
 ];
 
 /// `mov $0x52415645, %eax; ret`: what the module expects to run on the user page.
@@ -87,14 +93,27 @@ pub fn power_off() -> Result<()> {
     Ok(fs::write(OFF, "1")?)
 }
 
+/// Which probes.
+#[derive(Clone, Copy)]
+pub enum Which {
+    /// Those that the default policy refuses.
+    Usual,
+    /// Those that only a policy refuses which denies what the default one allows.
+    Denied,
+}
+
 /// Runs the job; whether every CPU is still alive.
-pub fn run(console: &Console, counters: &Counters) -> Result<bool> {
+pub fn run(console: &Console, counters: &Counters, which: Which) -> Result<bool> {
     sys::pin(0)?;
     keep_interrupts_on_cpu_0()?;
     load_module()?;
     let page = user_page()?;
     let mut alive = true;
-    for line in fs::read_to_string(LIST)?.lines() {
+    let list = match which {
+        Which::Usual => LIST,
+        Which::Denied => DENIED,
+    };
+    for line in fs::read_to_string(list)?.lines() {
         let name = line.split('\t').next().unwrap_or(line);
         let description = line.split('\t').nth(1).unwrap_or_default();
         let before = (counters.read(Counter::LastEvent), counters.read(Counter::Violations));
@@ -118,6 +137,12 @@ pub fn run(console: &Console, counters: &Counters) -> Result<bool> {
         )?;
     }
     Ok(alive)
+}
+
+/// Loads the module if need be and runs one probe; its result.
+pub fn attempt(name: &str) -> Result<String> {
+    load_module()?;
+    Ok(run_probe(name, &user_page()?)?.0)
 }
 
 /// Result and detail of one probe.

@@ -1,13 +1,17 @@
 //! Processes and mappings. This program has one thread, so a forked child may do what it likes.
 
 use std::ffi::CString;
+use std::fs::File;
 use std::num::NonZeroUsize;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::ptr::NonNull;
 
 use anyhow::{Context as _, Result, bail};
 use nix::sched::{CpuSet, sched_setaffinity};
-use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, mprotect, munmap};
+use nix::sys::mman::{
+    MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonymous, mprotect, munmap,
+};
+use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, execv, fork, write};
 
@@ -73,6 +77,53 @@ pub fn fork_and_exec(program: Program) -> Result<()> {
             unsafe { libc::_exit(127) }
         }
     }
+}
+
+/// Brings up the network device `lo`, which is all the network there is.
+pub fn raise_loopback() -> Result<()> {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+    // SAFETY: all zeros is a value of this structure.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+        *to = from.cast_signed();
+    }
+    request.ifr_ifru.ifru_flags = libc::c_short::try_from(libc::IFF_UP)?;
+    // SAFETY: the kernel reads one `ifreq`, which outlives the call.
+    let answer = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
+    nix::errno::Errno::result(answer).context("raising lo").map(drop)
+}
+
+/// Lets SIGSEGV end this process at once: the handler that Rust installs tries once more first.
+pub fn end_at_sigsegv() -> Result<()> {
+    // SAFETY: no handler of ours is installed.
+    unsafe { signal(Signal::SIGSEGV, SigHandler::SigDfl) }?;
+    Ok(())
+}
+
+/// Maps the page at `offset` of a file.
+fn map_file(file: &File, offset: u64, rights: ProtFlags) -> Result<NonNull<libc::c_void>> {
+    let length = NonZeroUsize::new(PAGE).context("no page")?;
+    let offset = libc::off_t::try_from(offset)?;
+    // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing.
+    unsafe { mmap(None, length, rights, MapFlags::MAP_SHARED, file, offset) }
+        .context("mapping a page")
+}
+
+/// Writes to the byte at `offset` of a file, through a mapping.
+pub fn write_at(file: &File, offset: u64) -> Result<()> {
+    let page = map_file(file, offset, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)?;
+    // SAFETY: inside the mapping.
+    unsafe { page.cast::<u8>().write_volatile(0) };
+    Ok(())
+}
+
+/// Calls the byte at `offset` of a file as a function, through a mapping.
+pub fn execute_at(file: &File, offset: u64) -> Result<()> {
+    let page = map_file(file, offset, ProtFlags::PROT_READ | ProtFlags::PROT_EXEC)?;
+    // SAFETY: none can be given for what is there: this process is meant to be killed.
+    let code: extern "C" fn() = unsafe { std::mem::transmute(page.as_ptr()) };
+    code();
+    Ok(())
 }
 
 /// A private anonymous mapping in pages of 4 KiB.

@@ -1,5 +1,6 @@
 //! Job `trace`: uses the function tracer as people do: all functions, a few, the graph of a few, and a
-//! kprobe at the entry of one, which the kernel makes by the tracer too.
+//! kprobe at the entry of one, which the kernel makes by the tracer too, and kprobes further inside, which
+//! are breakpoints.
 //!
 //! The tracer is switched in a child process: where a hypervisor refuses the kernel's patches, the
 //! kernel kills the process that asked for them, and this one lives on to say so. It may not wait
@@ -7,7 +8,7 @@
 //! which the same process holds.
 
 use std::fs::{self, File};
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -54,7 +55,8 @@ pub fn run(console: &Console, rounds: u32) -> Result<()> {
             ensure!(graph.iter().any(|line| line.contains(FEW[0])), "no graph: {graph:?}");
             let probed = probed()?;
             ensure!(probed.iter().any(|line| line.contains(PROBE)), "no probe hit: {probed:?}");
-            seen.few += few.len() + graph.len() + probed.len();
+            let inside = probed_inside()?;
+            seen.few += few.len() + graph.len() + probed.len() + inside;
         }
         nix::unistd::write(&lines_in, format!("{} {}", seen.all, seen.few).as_bytes())?;
         Ok(())
@@ -128,6 +130,43 @@ fn probed() -> Result<Vec<String>> {
     set("kprobe_events", "")?;
     set("tracing_on", "1")?;
     lines
+}
+
+/// How many kprobes are put into the function.
+const INSIDE: usize = 6;
+/// How far inside it, in bytes.
+const FAR: usize = 64;
+
+/// kprobes at the first instructions behind the entry, all at once; how often one was hit.
+fn probed_inside() -> Result<usize> {
+    let mut names = Vec::new();
+    // The kernel refuses an offset that is inside an instruction; the first five bytes are the tracer's.
+    for offset in 5..FAR {
+        let name = format!("{PROBE}_{offset}");
+        let definition = format!("p:{name} {}+{offset}\n", FEW[0]);
+        if names.len() < INSIDE && append("kprobe_events", &definition).is_ok() {
+            names.push(name);
+        }
+    }
+    ensure!(names.len() == INSIDE, "only {} kprobes were accepted", names.len());
+    set("events/kprobes/enable", "1")?;
+    let lines = watched();
+    set("events/kprobes/enable", "0")?;
+    set("kprobe_events", "")?;
+    set("tracing_on", "1")?;
+    let lines = lines?;
+    for name in &names[..2] {
+        ensure!(
+            lines.iter().any(|line| line.contains(name.as_str())),
+            "no hit of {name}: {lines:?}"
+        );
+    }
+    Ok(lines.len())
+}
+
+fn append(file: &str, value: &str) -> Result<()> {
+    let mut file = File::options().append(true).open(path(file))?;
+    Ok(file.write_all(value.as_bytes())?)
 }
 
 /// Opens files, stops the trace and says what is in it.

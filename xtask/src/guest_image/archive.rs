@@ -46,6 +46,16 @@ pub fn module_loader(init: &Path) -> Result<Vec<u8>> {
     Ok(trailer(archive)?)
 }
 
+/// An archive to put behind the first one: with it the guest has the `ravelin` command.
+///
+/// # Errors
+/// The file cannot be read or is larger than 4 GiB.
+pub fn command(ravelin: &Path) -> Result<Vec<u8>> {
+    let mut archive = Vec::new();
+    append(&mut archive, entry("ravelin", 0o755, ModeFileType::Regular), &read(ravelin)?)?;
+    Ok(trailer(archive)?)
+}
+
 fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("cannot read {}", path.display()))
 }

@@ -212,9 +212,10 @@ proptest! {
         wanted in 0..3_u64,
     ) {
         let (words, blocks) = (vec![Word::default(); 1024], vec![Block::EMPTY; 2]);
-        let mut pool = Ownership::<_, _>::new(range(512, 1024), 7, words, blocks).unwrap();
-        let mut secrets = Secrets::new(vec![SecretSlot::EMPTY; 2], 2);
         let mut map = FakeMap::new(2048, 512);
+        let mut pool =
+            Ownership::<_, _>::new(range(512, 1024), 7, words, blocks, &mut map).unwrap();
+        let mut secrets = Secrets::new(vec![SecretSlot::EMPTY; 2], 2);
         let epochs = Epochs::<1>::new();
         let secret = secrets.create(4, wanted << 21, &mut pool, &epochs, &mut map).ok();
         let owner = |kind| {

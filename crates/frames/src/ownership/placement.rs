@@ -118,6 +118,7 @@ where
         let strays = u64::from(self.blocks.get(block).hv);
         if strays == 0 {
             map.split(self.range_of(block))?;
+            self.make_ready(block, map);
             if R::SET_ASIDE_UNMAPS {
                 map.unmap(self.range_of(block));
             }

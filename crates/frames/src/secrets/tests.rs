@@ -26,11 +26,13 @@ impl World {
     fn new(blocks: usize, slots: usize, quota: u32) -> Self {
         let range = FrameRange::with_count(Hfn::new(0), (blocks * BLOCK) as u64);
         let words = vec![Word::default(); blocks * BLOCK];
-        let frames = Ownership::new(range, 0, words, vec![Block::EMPTY; blocks]).unwrap();
+        let mut map = FakeMap::new(blocks * BLOCK, BLOCK);
+        let blocks = vec![Block::EMPTY; blocks];
+        let frames = Ownership::new(range, 0, words, blocks, &mut map).unwrap();
         let epochs = Epochs::new();
         epochs.enter(0);
         let secrets = Secrets::new(vec![SecretSlot::EMPTY; slots], quota);
-        Self { frames, epochs, map: FakeMap::new(blocks * BLOCK, BLOCK), secrets }
+        Self { frames, epochs, map, secrets }
     }
 
     fn flush(&mut self) {

@@ -171,7 +171,7 @@ fn model(page: Page, permissions: u64, rules: Rules) -> Result<Rights, ()> {
         return Err(());
     }
     let mut most = match page.state {
-        PageState::Own => return Err(()),
+        PageState::Own | PageState::Published => return Err(()),
         PageState::Data if has(EXEC) && rules.exec == HekiExec::Deny => return Err(()),
         PageState::Data if has(EXEC) && !has(WRITE) && rules.exec == HekiExec::Trust => {
             vec![READ, EXEC]

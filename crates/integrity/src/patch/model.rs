@@ -27,6 +27,8 @@ pub const TEST_AT: usize = 0x30;
 pub const COPIES: [i64; 2] = [0x1000_0000, -0x2000];
 /// A copy in which one byte differs.
 pub const FORGERY: i64 = 0x1000_2000;
+/// A BPF trampoline.
+pub const TRAMPOLINE: i64 = 0x1000_3040;
 /// Not in the manifest: what `sites` calls the places of the tracer.
 pub const TRACED: u8 = 0;
 
@@ -128,6 +130,7 @@ pub fn contents(site: &Site) -> Vec<Vec<u8>> {
             .map(|tracer| tracer.start.into())
             .into_iter()
             .chain(COPIES)
+            .chain([TRAMPOLINE])
             .map(|target| branch(&[0xe8], site, target))
             .chain([vec![0x0f, 0x1f, 0x44, 0, 0]])
             .collect(),
@@ -139,7 +142,8 @@ pub fn forged(site: &Site) -> Vec<Vec<u8>> {
     match SiteKind::from_number(site.kind) {
         None => {
             let inside = [i64::from(TRACERS[0].start) + 1, COPIES[0] + 1, 0x1000_9000, 0x40];
-            let targets = inside.into_iter().chain([FORGERY, LINKED_TARGET.into()]);
+            let inside = inside.into_iter().chain([TRAMPOLINE + 1]);
+            let targets = inside.chain([FORGERY, LINKED_TARGET.into()]);
             let jump = branch(&[0xe9], site, COPIES[0]);
             targets.map(|target| branch(&[0xe8], site, target)).chain([jump]).collect()
         }
@@ -235,6 +239,10 @@ impl Memory {
         let mut forgery = copy(0, FORGERY);
         forgery[3] ^= 1;
         elsewhere.push((FORGERY, forgery));
+        let mut trampoline =
+            vec![0x55, 0x48, 0x89, 0xe5, 0x48, 0x83, 0xec, 0x50, 0x48, 0x89, 0x5d, 0xc8];
+        trampoline.resize(64, 0x90);
+        elsewhere.push((TRAMPOLINE, trampoline));
         Self { text, elsewhere }
     }
 }

@@ -1,7 +1,7 @@
 //! The allowed contents of a site, by its kind.
 
-use super::tracer;
 use super::{Kind, Memory, Pattern, Place};
+use super::{tracer, trampoline};
 use abi::manifest::{Manifest, SiteKind};
 
 pub const CALL: u8 = 0xe8;
@@ -63,7 +63,7 @@ impl Rules<'_, '_> {
     }
 
     /// Whether `known` may be a call of the tracer: of one of its entries, or, if the whole target is
-    /// known, of a copy.
+    /// known, of a copy or of a BPF trampoline.
     fn calls_tracer(&mut self, known: &Pattern) -> bool {
         let entries = self.manifest.header().tracers;
         let mut entries = entries.iter().filter(|span| span.length() > 0);
@@ -77,7 +77,8 @@ impl Rules<'_, '_> {
         let [opcode, Some(a), Some(b), Some(c), Some(d), ..] = *known else { return false };
         let target = self.target(i32::from_le_bytes([a, b, c, d]));
         opcode.is_none_or(|opcode| opcode == CALL)
-            && tracer::is_copy(self.manifest, self.memory, target)
+            && (tracer::is_copy(self.manifest, self.memory, target)
+                || trampoline::is_trampoline(self.manifest, self.memory, target))
     }
 
     /// Whether `known` may be `opcode` and a 32-bit distance to a function.

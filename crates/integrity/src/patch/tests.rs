@@ -183,7 +183,13 @@ fn a_call_of_a_copy_is_judged_at_every_step() {
 
 #[test]
 fn each_kind_can_be_denied() {
-    let none = Patching { jump_label: false, static_call: false, ftrace: false };
+    let none = Patching {
+        jump_label: false,
+        static_call: false,
+        ftrace: false,
+        kprobes: false,
+        livepatch: false,
+    };
     let mut text = Text::new();
     for site in sites() {
         let allowed = match SiteKind::from_number(site.kind) {
@@ -195,6 +201,7 @@ fn each_kind_can_be_denied() {
             jump_label: !allowed.jump_label,
             static_call: !allowed.static_call,
             ftrace: !allowed.ftrace,
+            ..Patching::ALL
         };
         let start = u64::from(site.offset);
         assert_eq!(text.judge_under(allowed, start, &[0xcc]), Ok(Legal::Breakpoint));

@@ -72,7 +72,8 @@ impl World {
     fn new() -> Self {
         let (words, blocks) = (vec![Word::default(); FRAMES], vec![Block::EMPTY; FRAMES / BLOCK]);
         let range = FrameRange::with_count(hfn(0), FRAMES as u64);
-        let pool = Pool::with_blocks(range, USED as u64, words, blocks, SHIFT).unwrap();
+        let mut map = FakeMap::new(FRAMES, BLOCK);
+        let pool = Pool::with_blocks(range, USED as u64, words, blocks, SHIFT, &mut map).unwrap();
         let epochs = Epochs::new();
         (0..CPUS).for_each(|cpu| epochs.enter(cpu));
         let frame = |number| Frame {
@@ -84,7 +85,7 @@ impl World {
         };
         let owned = (0..USED).map(|number| (number, Owner::Hv)).collect();
         let frames = (0..FRAMES).map(frame).collect();
-        Self { pool, epochs, map: FakeMap::new(FRAMES, BLOCK), frames, owned }
+        Self { pool, epochs, map, frames, owned }
     }
 
     /// What a CPU may reach grows with what is mapped.
@@ -110,6 +111,7 @@ impl World {
         let frame = &mut self.frames[number];
         assert_eq!((frame.state, frame.windows, frame.data), (FrameState::Free, 0, None));
         assert_eq!(frame.last, [false; CPUS], "{number} is within reach of its last owner");
+        assert!(!self.map.junk[number], "{number} was never zeroed");
         if owner == Owner::Hv {
             assert!(self.map.present[number]);
         } else {
@@ -152,9 +154,11 @@ impl World {
     }
 
     fn reclaim(&mut self, most: u32) -> u32 {
-        let frames = &mut self.frames;
+        let (frames, junk) = (&mut self.frames, &mut self.map.junk);
         self.pool.reclaim(&self.epochs, most, |frame| {
-            let frame = &mut frames[usize::try_from(frame.raw()).unwrap()];
+            let number = usize::try_from(frame.raw()).unwrap();
+            junk[number] = false;
+            let frame = &mut frames[number];
             assert_eq!(frame.state, FrameState::Quarantined);
             (frame.state, frame.data) = (FrameState::Free, None);
         })
@@ -194,6 +198,7 @@ impl World {
             let is_hv = frame.state == FrameState::Owned(Owner::Hv);
             let is_large = self.map.large[number / BLOCK];
             assert_eq!(self.map.present[number], is_large || is_hv);
+            assert!(self.map.present[number] || !self.map.junk[number], "{number} left unzeroed");
             if self.map.present[number] {
                 assert!(matches!(frame.data, None | Some(Owner::Hv)), "{number}: {frame:?}");
             }
@@ -372,6 +377,7 @@ fn pools_that_do_not_fit_are_refused() {
             used,
             vec![Word::default(); words],
             vec![Block::EMPTY; blocks],
+            &mut FakeMap::new(2048, 512),
         )
         .map(drop)
     };

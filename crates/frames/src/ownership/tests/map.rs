@@ -11,9 +11,11 @@ pub struct FakeMap {
     block: u64,
     pub present: Vec<bool>,
     pub large: Vec<bool>,
+    /// Frames that hold what was there before the start.
+    pub junk: Vec<bool>,
     /// Requests for memory that are still granted.
     pub allowance: u64,
-    /// It was told to unmap part of a large leaf, or to map what is mapped.
+    /// It was told to unmap part of a large leaf, to map what is mapped, or to zero what is not.
     pub misused: bool,
 }
 
@@ -23,6 +25,7 @@ impl FakeMap {
             block: block as u64,
             present: vec![true; frames],
             large: vec![true; frames / block],
+            junk: vec![true; frames],
             allowance: u64::MAX,
             misused: false,
         }
@@ -70,6 +73,14 @@ impl DirectMap for FakeMap {
         self.misused |= self.present[usize::try_from(frame.raw()).unwrap()];
         self.set(range, true);
         Ok(())
+    }
+
+    fn zero(&mut self, frames: FrameRange<HostPhysical>) {
+        for frame in frames.iter() {
+            let frame = usize::try_from(frame.raw()).unwrap();
+            self.misused |= !self.present[frame];
+            self.junk[frame] = false;
+        }
     }
 
     fn restore(&mut self, block: FrameRange<HostPhysical>) -> Result<(), NoTables> {

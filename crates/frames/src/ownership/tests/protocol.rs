@@ -37,6 +37,7 @@ struct Machine<R> {
     served: [u64; CPUS],
     /// Request for which a CPU has flushed without having said so.
     begun: [Option<u64>; CPUS],
+    place: [Place; CPUS],
     map: FakeMap,
     /// What a CPU may reach through the direct map.
     direct: [Set; CPUS],
@@ -48,6 +49,18 @@ struct Machine<R> {
     data: [Option<Owner>; FRAMES],
     /// An owner found data of another.
     leaked: bool,
+}
+
+/// Whether a CPU uses translations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Place {
+    Here,
+    /// No, with a full TLB; the request it had served before.
+    Away(u64),
+    /// Not yet: it has shown itself, and has yet to look for requests.
+    Back,
+    /// Not yet: it has looked first, which is wrong, and found this request.
+    Looked(u64, Option<u64>),
 }
 
 /// Owners' records, and one secret, of task 1.
@@ -71,6 +84,9 @@ enum Action {
     Request,
     Flush(usize),
     Acknowledge(usize),
+    Leave(usize),
+    Appear(usize),
+    Look(usize),
     Reclaim,
     BringBack,
 }
@@ -87,13 +103,15 @@ impl<R: Rules + Clone> Machine<R> {
     fn new() -> Self {
         let (words, blocks) = (vec![Word::default(); FRAMES], vec![Block::EMPTY; FRAMES >> SHIFT]);
         let range = FrameRange::with_count(hfn(0), FRAMES as u64);
-        let pool = Ownership::with_blocks(range, 0, words, blocks, SHIFT).unwrap();
+        let mut map = FakeMap::new(FRAMES, 1 << SHIFT);
+        let pool = Ownership::with_blocks(range, 0, words, blocks, SHIFT, &mut map).unwrap();
         Self {
             pool,
             requested: 0,
             served: [0; CPUS],
             begun: [None; CPUS],
-            map: FakeMap::new(FRAMES, 1 << SHIFT),
+            place: [Place::Here; CPUS],
+            map,
             direct: [(1 << FRAMES) - 1; CPUS],
             tables: [0; 2],
             reach: [[0; 2]; CPUS],
@@ -109,7 +127,7 @@ impl<R: Rules + Clone> Machine<R> {
     }
 
     /// Does it; `None` if it is refused.
-    fn act(&mut self, action: Action, late: bool) -> Option<()> {
+    fn act(&mut self, action: Action, fault: Fault) -> Option<()> {
         let epochs = Epochs::<CPUS>::from_parts(self.requested, self.served);
         match action {
             Action::Allocate(owner) => {
@@ -119,7 +137,7 @@ impl<R: Rules + Clone> Machine<R> {
                     return (before != self.pool.leaves()).then_some(());
                 };
                 let frame = usize::try_from(frame.raw()).ok()?;
-                self.leaked |= self.data[frame].is_some();
+                self.leaked |= self.data[frame].is_some() || self.map.junk[frame];
                 self.data[frame] = Some(owner);
                 for (table, foreign) in self.tables.iter_mut().zip(FOREIGN) {
                     *table |= if foreign == owner { bit(frame) } else { 0 };
@@ -142,14 +160,43 @@ impl<R: Rules + Clone> Machine<R> {
             }
             Action::Request => self.requested = epochs.request(),
             Action::Flush(cpu) => {
-                self.begun[cpu] = Some(epochs.due(cpu)?.request());
-                self.direct[cpu] = 0;
-                self.reach[cpu] = [0; 2];
+                let request = epochs.due(cpu)?.request();
+                self.flush(cpu, request);
             }
             Action::Acknowledge(cpu) => {
                 let begun = self.begun[cpu].take()?;
-                self.served[cpu] = if late { self.requested } else { begun };
+                self.served[cpu] = match fault {
+                    Fault::Late => self.requested,
+                    _ => begun,
+                };
             }
+            Action::Leave(cpu) => {
+                self.place[cpu] = Place::Away(epochs.leave(cpu));
+                self.served[cpu] = epochs.served(cpu);
+            }
+            Action::Appear(cpu) => {
+                let (last, due) = match self.place[cpu] {
+                    Place::Away(last) => (last, None),
+                    Place::Looked(last, due) => (last, due),
+                    Place::Here | Place::Back => return None,
+                };
+                epochs.appear(cpu, last);
+                self.served[cpu] = epochs.served(cpu);
+                let is_done = matches!(fault, Fault::LooksFirst | Fault::NeverLooks);
+                self.place[cpu] = if is_done { Place::Here } else { Place::Back };
+                due.into_iter().for_each(|request| self.flush(cpu, request));
+            }
+            Action::Look(cpu) => match self.place[cpu] {
+                Place::Away(last) => {
+                    let due = (last < self.requested).then_some(self.requested);
+                    self.place[cpu] = Place::Looked(last, due);
+                }
+                _ => {
+                    self.place[cpu] = Place::Here;
+                    let due = epochs.due(cpu).map(|due| due.request());
+                    due.into_iter().for_each(|request| self.flush(cpu, request));
+                }
+            },
             Action::Reclaim => {
                 let data = &mut self.data;
                 let count = self.pool.reclaim(&epochs, u32::MAX, |frame| {
@@ -164,6 +211,12 @@ impl<R: Rules + Clone> Machine<R> {
         }
         self.walk();
         Some(())
+    }
+
+    fn flush(&mut self, cpu: usize, request: u64) {
+        self.begun[cpu] = Some(request);
+        self.direct[cpu] = 0;
+        self.reach[cpu] = [0; 2];
     }
 
     /// The CPUs remember all there is.
@@ -202,9 +255,10 @@ impl<R: Rules + Clone> Machine<R> {
             let is_free_with_data = state == FrameState::Free && self.data[frame].is_some();
             let is_foreign = |owner: Owner| owner != Owner::Hv;
             let has_foreign_data = self.data[frame].is_some_and(is_foreign);
-            let in_direct_map = self.direct.iter().any(|direct| direct & bit(frame) != 0);
+            let here = (0..CPUS).filter(|cpu| self.place[*cpu] == Place::Here);
+            let in_direct_map = here.clone().any(|cpu| self.direct[cpu] & bit(frame) != 0);
             let in_reach_of_other = (0..2).any(|owner| {
-                let reached = self.reach.iter().any(|reach| reach[owner] & bit(frame) != 0);
+                let reached = here.clone().any(|cpu| self.reach[cpu][owner] & bit(frame) != 0);
                 let may =
                     [FrameState::Owned(FOREIGN[owner]), FrameState::Quarantined].contains(&state);
                 reached && !may
@@ -216,15 +270,27 @@ impl<R: Rules + Clone> Machine<R> {
                 || in_reach_of_other
                 || window
                 || lost
+                || self.map.misused
         };
         self.leaked || (0..FRAMES).any(is_bad)
     }
 }
 
-/// `late`: CPUs acknowledge what was requested after their flush.
+/// What CPUs do wrong.
+#[derive(Clone, Copy, PartialEq)]
+enum Fault {
+    None,
+    /// They acknowledge what was requested after their flush.
+    Late,
+    /// When they come back, they look for requests before they show themselves.
+    LooksFirst,
+    /// They come back without looking.
+    NeverLooks,
+}
+
 #[derive(Clone)]
 struct Protocol<R> {
-    late: bool,
+    fault: Fault,
     rules: PhantomData<R>,
 }
 
@@ -250,9 +316,16 @@ impl<R: Rules + Clone + core::fmt::Debug + Eq + Hash + 'static> Model for Protoc
                 None => {}
                 Some(_) => actions.push(Action::CloseWindow(cpu)),
             }
-            match machine.begun[cpu] {
-                None => actions.push(Action::Flush(cpu)),
-                Some(_) => actions.push(Action::Acknowledge(cpu)),
+            match (machine.place[cpu], machine.begun[cpu]) {
+                (Place::Here, Some(_)) => actions.push(Action::Acknowledge(cpu)),
+                // One CPU that goes away will do, and it is not the one with the windows.
+                (Place::Here, None) if cpu == 0 => actions.push(Action::Flush(cpu)),
+                (Place::Here, None) => actions.extend([Action::Flush(cpu), Action::Leave(cpu)]),
+                (Place::Away(_), _) if self.fault == Fault::LooksFirst => {
+                    actions.push(Action::Look(cpu));
+                }
+                (Place::Away(_) | Place::Looked(..), _) => actions.push(Action::Appear(cpu)),
+                (Place::Back, _) => actions.push(Action::Look(cpu)),
             }
         }
         if machine.requested < REQUESTS {
@@ -263,7 +336,7 @@ impl<R: Rules + Clone + core::fmt::Debug + Eq + Hash + 'static> Model for Protoc
 
     fn next_state(&self, machine: &Machine<R>, action: Action) -> Option<Machine<R>> {
         let mut next = machine.clone();
-        next.act(action, self.late)?;
+        next.act(action, self.fault)?;
         // Counters that only grow would make the states endless.
         next.map.allowance = u64::MAX;
         next.pool.leaves.splits = next.pool.leaves.splits.min(1);
@@ -279,6 +352,10 @@ impl<R: Rules + Clone + core::fmt::Debug + Eq + Hash + 'static> Model for Protoc
             Property::sometimes("a split", |_, m: &Machine<R>| m.pool.leaves().splits > 0),
             Property::sometimes("a collapse", |_, m: &Machine<R>| m.pool.leaves().collapses > 0),
             Property::sometimes("a window", |_, m: &Machine<R>| m.windows[0].is_some()),
+            Property::sometimes(
+                "a CPU that has to flush when it comes back",
+                |_, m: &Machine<R>| m.place[1] == Place::Back && m.served[1] < m.requested,
+            ),
             Property::sometimes("both foreign owners", |_, m: &Machine<R>| {
                 m.tables.iter().all(|table| *table != 0)
             }),
@@ -289,9 +366,9 @@ impl<R: Rules + Clone + core::fmt::Debug + Eq + Hash + 'static> Model for Protoc
 /// Whether a property fails under a set of rules.
 fn fails<R: Rules + Clone + core::fmt::Debug + Eq + Hash + Send + Sync + 'static>(
     property: &'static str,
-    late: bool,
+    fault: Fault,
 ) -> bool {
-    let protocol = Protocol::<R> { late, rules: PhantomData };
+    let protocol = Protocol::<R> { fault, rules: PhantomData };
     let only = stateright::HasDiscoveries::AnyOf([property].into());
     let checker = protocol.checker().threads(2).finish_when(only).spawn_bfs().join();
     checker.discovery(property).is_some()
@@ -299,7 +376,7 @@ fn fails<R: Rules + Clone + core::fmt::Debug + Eq + Hash + Send + Sync + 'static
 
 #[test]
 fn no_interleaving_does_harm() {
-    let protocol = Protocol::<Enforced> { late: false, rules: PhantomData };
+    let protocol = Protocol::<Enforced> { fault: Fault::None, rules: PhantomData };
     let checker = protocol.checker().threads(2).spawn_bfs().join();
     std::println!("{} states", checker.unique_state_count());
     checker.assert_properties();
@@ -307,7 +384,17 @@ fn no_interleaving_does_harm() {
 
 #[test]
 fn a_late_acknowledgement_does_harm() {
-    assert!(fails::<Enforced>("no harm", true));
+    assert!(fails::<Enforced>("no harm", Fault::Late));
+}
+
+#[test]
+fn a_cpu_that_comes_back_must_look_for_requests() {
+    assert!(fails::<Enforced>("no harm", Fault::NeverLooks));
+}
+
+#[test]
+fn a_cpu_that_comes_back_must_show_itself_before_it_looks() {
+    assert!(fails::<Enforced>("no harm", Fault::LooksFirst));
 }
 
 macro_rules! each_rule_is_needed {
@@ -320,8 +407,8 @@ macro_rules! each_rule_is_needed {
             impl Rules for Broken {
                 const $rule: bool = false;
             }
-            assert!(fails::<Broken>("no harm", false));
-            $(assert!(fails::<Broken>($finding, false));)?
+            assert!(fails::<Broken>("no harm", Fault::None));
+            $(assert!(fails::<Broken>($finding, Fault::None));)?
         }
     )*};
 }
@@ -331,6 +418,7 @@ each_rule_is_needed! {
     without_quarantine_harm_comes QUARANTINE;
     an_earlier_flush_does_not_do LATER_FLUSH;
     without_zeroing_harm_comes ZERO;
+    fresh_blocks_must_be_zeroed ZERO_FRESH;
     others_must_not_free OWNER_FREES "no finding";
     windows_must_pin WINDOW_PINS "no finding";
     windows_must_not_open_on_secrets WINDOW_KINDS "no finding";

@@ -1,0 +1,217 @@
+//! The memory of a task: its page table, its frames, and copies between them and the hypervisor.
+//!
+//! What always holds: a leaf that the task can use leads to a frame that the task owns, or to a
+//! secret of its own; no page is writable and executable, and none becomes executable after the
+//! start. The hypervisor never follows an address of a task's: it looks it up in the task's table
+//! and opens a window on the frame, so that secrets are out of its reach.
+
+use crate::memory::pool::{self, Tables};
+use crate::memory::space;
+use crate::memory::window::Windows;
+use abi::task::{CallError, END, START};
+use addr::{FrameRange, Hfn, HostVirtual, Hva, PAGE_SIZE};
+use frames::{FrameState, Owner, OwnershipError};
+use paging::{HostRights, Level, PageTable, PagingError, X86_64};
+
+/// The CPU that does it.
+#[derive(Clone, Copy)]
+pub struct Here<'a> {
+    /// Its index.
+    pub cpu: usize,
+    /// Its windows.
+    pub windows: &'a Windows,
+}
+
+/// A task's address space.
+pub struct Space {
+    table: PageTable<X86_64>,
+    owner: Owner,
+    /// Frames that [`Space::map`] may still take.
+    quota: u32,
+}
+
+/// Rights of a task's page.
+pub const fn user(write: bool, execute: bool) -> HostRights {
+    HostRights { write, execute, user: true, uncached: false }
+}
+
+/// The pages from `address` on, if they are a task's to use.
+pub fn pages(address: u64, count: u64) -> Result<FrameRange<HostVirtual>, CallError> {
+    let end = count.checked_mul(PAGE_SIZE).and_then(|bytes| address.checked_add(bytes));
+    let inside = end.is_some_and(|end| end <= END) && address >= START;
+    if inside && count > 0 && address.is_multiple_of(PAGE_SIZE) {
+        Ok(FrameRange::with_count(Hva::new(address).frame(), count))
+    } else {
+        Err(CallError::Invalid)
+    }
+}
+
+fn no_memory(_: OwnershipError) -> CallError {
+    CallError::NoMemory
+}
+
+fn refused(error: PagingError) -> CallError {
+    match error {
+        PagingError::OutOfMemory => CallError::NoMemory,
+        PagingError::AlreadyMapped { .. } => CallError::Exists,
+        PagingError::NotMapped { .. } => CallError::BadAddress,
+        PagingError::Shared { .. } | PagingError::OutOfRange { .. } => CallError::Invalid,
+    }
+}
+
+impl Space {
+    /// An empty space of task `id`, which may map `quota` frames.
+    pub fn new(id: u32, quota: u32) -> Result<Self, CallError> {
+        let table = space::new_task_table().map_err(refused)?;
+        Ok(Self { table, owner: Owner::Task(id), quota })
+    }
+
+    /// For CR3.
+    pub fn root(&self) -> Hfn {
+        self.table.root()
+    }
+
+    /// Says how many frames may still be mapped.
+    pub fn set_quota(&mut self, frames: u32) {
+        self.quota = frames;
+    }
+
+    /// The table, for the audit.
+    pub fn table(&self) -> &PageTable<X86_64> {
+        &self.table
+    }
+
+    /// Maps zeroed frames, all or none.
+    pub fn map(
+        &mut self,
+        here: Here<'_>,
+        pages: FrameRange<HostVirtual>,
+        rights: HostRights,
+    ) -> Result<(), CallError> {
+        let count = u32::try_from(pages.count()).map_err(|_| CallError::Invalid)?;
+        let left = self.quota.checked_sub(count).ok_or(CallError::NoMemory)?;
+        for page in pages.iter() {
+            if let Err(error) = self.map_one(here, FrameRange::with_count(page, 1), rights) {
+                self.unmap_mapped(FrameRange::new(pages.start, page));
+                return Err(error);
+            }
+        }
+        self.quota = left;
+        Ok(())
+    }
+
+    fn map_one(
+        &mut self,
+        here: Here<'_>,
+        page: FrameRange<HostVirtual>,
+        rights: HostRights,
+    ) -> Result<(), CallError> {
+        let frame = pool::take(here.cpu, self.owner).map_err(no_memory)?;
+        let mapped = self.table.map(&mut Tables, page, frame, rights, Level::Page4K);
+        if mapped.is_err() {
+            let _ = pool::give_back(frame, self.owner);
+        }
+        mapped.map_err(refused)
+    }
+
+    /// Unmaps pages and gives their frames back, all or none.
+    pub fn unmap(&mut self, pages: FrameRange<HostVirtual>) -> Result<(), CallError> {
+        for page in pages.iter() {
+            let leaf = self.table.walk(&Tables, page).ok_or(CallError::BadAddress)?;
+            let own = pool::state(leaf.frame) == Some(FrameState::Owned(self.owner));
+            if !own || !leaf.rights.user {
+                return Err(CallError::BadAddress);
+            }
+        }
+        self.unmap_mapped(pages);
+        self.quota += u32::try_from(pages.count()).unwrap_or(0);
+        Ok(())
+    }
+
+    /// Unmaps pages of which all are mapped to frames of the task.
+    fn unmap_mapped(&mut self, pages: FrameRange<HostVirtual>) {
+        // Page by page: leaves of 4 KiB, so that nothing is split and nothing can fail.
+        for page in pages.iter() {
+            let Some(leaf) = self.table.walk(&Tables, page) else { continue };
+            self.unmap_leaf(FrameRange::with_count(page, 1));
+            let _ = pool::give_back(leaf.frame, self.owner);
+        }
+    }
+
+    fn unmap_leaf(&mut self, pages: FrameRange<HostVirtual>) {
+        if let Ok(removed) = self.table.unmap(&mut Tables, pages) {
+            // The task is stopped, and runs on one CPU at a time: it is entered by a load of CR3,
+            // and left by another, which forget its translations.
+            removed.release(&mut Tables, |due| due.unnecessary());
+        }
+    }
+
+    /// Maps a block of a secret.
+    pub fn map_secret(&mut self, at: FrameRange<HostVirtual>, block: Hfn) -> Result<(), CallError> {
+        let rights = user(true, false);
+        self.table.map(&mut Tables, at, block, rights, Level::Page2M).map_err(refused)
+    }
+
+    /// Unmaps the blocks of a secret, which keeps its frames.
+    pub fn unmap_secret(&mut self, at: FrameRange<HostVirtual>) {
+        self.unmap_leaf(at);
+    }
+
+    /// Unmaps everything, gives all frames back, and the table.
+    pub fn destroy(mut self, here: Here<'_>) {
+        let all = FrameRange::new(Hva::new(START).frame(), Hva::new(END).frame());
+        loop {
+            let next = self.table.cursor(&Tables, all).ok().and_then(|mut leaves| leaves.next());
+            let Some((pages, _)) = next else { break };
+            self.unmap_mapped(pages);
+        }
+        space::destroy_task_table(here.cpu, self.table);
+    }
+
+    /// The frame behind an address that the task may use, and write if `write`.
+    fn find(&self, address: u64, write: bool) -> Result<Hfn, CallError> {
+        let page = pages(address & !(PAGE_SIZE - 1), 1).map_err(|_| CallError::BadAddress)?;
+        let leaf = self.table.walk(&Tables, page.start).ok_or(CallError::BadAddress)?;
+        let allowed = leaf.rights.user && (leaf.rights.write || !write);
+        allowed.then_some(leaf.frame).ok_or(CallError::BadAddress)
+    }
+
+    /// Copies out of the task.
+    pub fn read(&self, here: Here<'_>, address: u64, buffer: &mut [u8]) -> Result<(), CallError> {
+        let mut done = 0;
+        while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
+            let at = address.checked_add(done as u64).ok_or(CallError::BadAddress)?;
+            let frame = self.find(at, false)?;
+            let window = here.windows.open(frame).ok_or(CallError::BadAddress)?;
+            done += window.read(Hva::new(at).offset(), rest);
+        }
+        Ok(())
+    }
+
+    /// Copies into the task, where it may write itself.
+    pub fn write(&self, here: Here<'_>, address: u64, bytes: &[u8]) -> Result<(), CallError> {
+        self.store(here, address, bytes, true)
+    }
+
+    /// Copies into the task, before it runs, whatever its own rights are.
+    pub fn fill(&self, here: Here<'_>, address: u64, bytes: &[u8]) -> Result<(), CallError> {
+        self.store(here, address, bytes, false)
+    }
+
+    fn store(
+        &self,
+        here: Here<'_>,
+        address: u64,
+        bytes: &[u8],
+        as_task: bool,
+    ) -> Result<(), CallError> {
+        let mut done = 0;
+        while let Some(rest) = bytes.get(done..).filter(|rest| !rest.is_empty()) {
+            let at = address.checked_add(done as u64).ok_or(CallError::BadAddress)?;
+            let frame = self.find(at, as_task)?;
+            let window = here.windows.open(frame).ok_or(CallError::BadAddress)?;
+            done += window.write(Hva::new(at).offset(), rest);
+        }
+        Ok(())
+    }
+}
