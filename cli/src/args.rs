@@ -38,6 +38,9 @@ pub enum Command {
         #[arg(long)]
         audit: bool,
     },
+    /// Work with the protection state of a machine: policy, pins, what every page may be used for
+    #[command(subcommand)]
+    State(StateCommand),
     /// Inside a guest: print the latest events, oldest first (as root)
     Events(Events),
     /// Inside a guest: print the counters in Prometheus' text format
@@ -98,6 +101,28 @@ pub struct Metrics {
 }
 
 #[derive(Subcommand)]
+pub enum StateCommand {
+    /// Inside a guest: have its state written to the host (see `ravelin run --state`)
+    Save,
+    /// Print a state
+    Show {
+        /// A file that `ravelin run --state` wrote
+        file: PathBuf,
+        /// Print everything, page ranges too, as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say whether a state allows anything that another does not
+    #[command(after_help = "Exit codes: 0 nothing is weaker, 1 something is, 2 bad input")]
+    Compare {
+        /// The state in question
+        file: PathBuf,
+        /// The state that it must not be weaker than
+        with: PathBuf,
+    },
+}
+
+#[derive(Subcommand)]
 pub enum PolicyCommand {
     /// Check a policy file and print what it amounts to
     Check {
@@ -142,6 +167,9 @@ pub struct Run {
     /// Write every event to this file, one JSON object per line
     #[arg(long, value_name = "FILE", conflicts_with = "bare")]
     pub events: Option<PathBuf>,
+    /// Write the machine's protection state to this file whenever `ravelin state save` is run in it
+    #[arg(long, value_name = "FILE", conflicts_with = "bare")]
+    pub state: Option<PathBuf>,
     /// Manifest to use instead of the one made from the kernel
     #[arg(long, value_name = "FILE", conflicts_with = "bare")]
     pub manifest: Option<PathBuf>,

@@ -3,7 +3,9 @@
 //! The bytes come in pieces of any length, and a guest may have written some of them: a
 //! [`Decoder`] takes anything, keeps at most one unfinished record, and skips what is none.
 
-use abi::event::{Alias, Header, LockReport, MAGIC, MAX_PAYLOAD, Promotion, RecordKind, Violation};
+use abi::event::{
+    Alias, Header, LockReport, MAGIC, MAX_PAYLOAD, Promotion, RecordKind, StatePart, Violation,
+};
 use zerocopy::{FromBytes, Immutable, KnownLayout};
 
 /// One record.
@@ -34,6 +36,8 @@ pub enum Body {
     Fatal(String),
     /// A frame that is writable under one alias and executable under another.
     Alias(Alias),
+    /// A piece of a VM's protection state.
+    State(StatePart, Vec<u8>),
     /// A record of a kind or length that this program does not know.
     Unknown {
         /// Its kind.
@@ -130,6 +134,9 @@ fn body(header: &Header, payload: &[u8]) -> Body {
         RecordKind::Locked => read(payload).map(Body::Locked),
         RecordKind::Promoted => read(payload).map(Body::Promoted),
         RecordKind::Alias => read(payload).map(Body::Alias),
+        RecordKind::State => StatePart::read_from_prefix(payload)
+            .ok()
+            .map(|(part, bytes)| Body::State(part, bytes.to_vec())),
     });
     known.unwrap_or(Body::Unknown { kind: header.kind, length: header.length })
 }

@@ -14,6 +14,7 @@ mod qemu;
 mod qmp;
 pub mod report;
 mod scratch;
+pub mod state;
 mod symbols;
 pub mod table;
 pub mod task;

@@ -7,6 +7,7 @@ mod inspect;
 mod iso;
 mod prepare;
 mod run;
+mod states;
 
 use anyhow::Context;
 use args::{Args, Command, PolicyCommand};
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
         Command::Status { json, audit } => inside::status(json, audit),
         Command::Events(args) => inside::events(&args),
         Command::Metrics(args) => inside::metrics(&args),
+        Command::State(command) => states::run(&command),
         Command::Policy(PolicyCommand::Check { file }) => policy::load(&file).map(|policy| {
             anstream::print!("{}", policy::to_toml(&policy));
             ExitCode::SUCCESS

@@ -120,6 +120,13 @@ pub fn json(record: &Record, symbols: &Symbols<'_>, time: Timestamp) -> Value {
             put("writable", json!(alias.writable));
             put("executable", json!(alias.executable));
         }
+        Body::State(part, bytes) => {
+            put("record", json!("state"));
+            put("vm", json!(part.vm));
+            put("offset", json!(part.offset));
+            put("bytes", json!(bytes.len()));
+            put("last", json!(part.last == 1));
+        }
         Body::Unknown { kind, length } => {
             put("record", json!("unknown"));
             put("kind", json!(kind));
@@ -165,6 +172,10 @@ pub fn line(record: &Record, symbols: &Symbols<'_>) -> String {
                 "frame {:#x} is writable and executable: {} writable and {} executable aliases",
                 alias.gpa, alias.writable, alias.executable
             ),
+        ),
+        Body::State(part, bytes) => (
+            AnsiColor::BrightBlack,
+            format!("{} bytes of the protection state, at {}", bytes.len(), part.offset),
         ),
         Body::Unknown { kind, length } => {
             (AnsiColor::Yellow, format!("record of unknown kind {kind}, {length} bytes"))

@@ -4,12 +4,14 @@ use crate::args::{self, Run};
 use abi::policy::Policy;
 use anyhow::{Context, ensure};
 use jiff::Timestamp;
-use ravelin::events::Record;
+use ravelin::events::{Body, Record};
 use ravelin::machine::{self, Boot, Console, Emulator, Ended, Machine, Protection};
 use ravelin::report::{self, Symbols};
+use ravelin::state::Parts;
 use ravelin::{check, policy};
 use std::fs::File;
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -29,8 +31,16 @@ pub fn run(args: &Run) -> anyhow::Result<ExitCode> {
         None => None,
     };
     let mut lost = None;
+    let mut parts = Parts::default();
     let mut on_event = |record: &Record| {
-        anstream::eprintln!("{}", report::line(record, &symbols));
+        if let Body::State(part, bytes) = &record.body {
+            // One in hundreds; what comes of them is told.
+            if let Some(state) = parts.push(*part, bytes) {
+                keep(args.state.as_deref(), &state);
+            }
+        } else {
+            anstream::eprintln!("{}", report::line(record, &symbols));
+        }
         if let Some(file) = &mut file {
             let written = writeln!(file, "{}", report::json(record, &symbols, Timestamp::now()));
             lost = lost.take().or(written.err());
@@ -47,6 +57,19 @@ pub fn run(args: &Run) -> anyhow::Result<ExitCode> {
         );
     }
     Ok(exit_code(&outcome.ended))
+}
+
+/// Writes a state to the file that was named for it.
+fn keep(file: Option<&Path>, state: &[u8]) {
+    let Some(file) = file else {
+        return anstream::eprintln!("ravelin: the guest's state was saved; keep it with --state");
+    };
+    match std::fs::write(file, state) {
+        Ok(()) => anstream::eprintln!("ravelin: the guest's state is in {}", file.display()),
+        Err(error) => {
+            anstream::eprintln!("ravelin: cannot write the state to {}: {error}", file.display());
+        }
+    }
 }
 
 fn machine(args: &Run) -> anyhow::Result<Machine> {

@@ -62,15 +62,30 @@ impl Gate for Pages {
 }
 
 fuzz_target!(|input: &[u8]| {
-    if let Some((header, memory)) = input.split_at_checked(HEADER) {
+    if let Some((header, rest)) = input.split_at_checked(HEADER) {
         let word = |at: usize| header[at..at + 8].try_into().map_or(0, u64::from_le_bytes);
         let [kind, exec, pages, race] = [24, 25, 26, 27].map(|at| header[at]);
         match kind % 8 {
             0 => pin([word(0), word(8), word(16)], word(8).rotate_left(u32::from(race))),
-            _ => request(kind, HekiExec::ALL[usize::from(exec % 3)], pages, race, memory),
+            _ => request(kind, HekiExec::ALL[usize::from(exec % 3)], pages, race, memory(rest)),
         }
     }
 });
+
+/// The guest's memory: three bytes of the input make a word of the kinds that lists are made of,
+/// since no fuzzer guesses two entries in a row that make sense.
+fn memory(input: &[u8]) -> Vec<u8> {
+    let words = input.chunks_exact(3).map(|piece| {
+        let value = u64::from(piece[1]) | u64::from(piece[2]) << 8;
+        match piece[0] % 4 {
+            0 => value % 20,
+            1 => value % (FRAMES + 4) << 12,
+            2 => BASE + 8 * (value % 1024),
+            _ => value << (piece[0] % 49),
+        }
+    });
+    words.flat_map(u64::to_le_bytes).collect()
+}
 
 /// Hypercall 13.
 fn pin([a0, a1, a2]: [u64; 3], value: u64) {
@@ -86,9 +101,8 @@ fn pin([a0, a1, a2]: [u64; 3], value: u64) {
 }
 
 /// Hypercall 14.
-fn request(kind: u8, exec: HekiExec, seed: u8, race: u8, memory: &[u8]) {
+fn request(kind: u8, exec: HekiExec, seed: u8, race: u8, mut memory: Vec<u8>) {
     let rules = Rules { execute_only: kind & 8 != 0, separates_execution: kind & 16 == 0, exec };
-    let mut memory = memory.to_vec();
     let mut buffer = Buffer::new();
     let mut copies = 0;
     let list = buffer.read(Gpa::new(BASE), |from, to| {

@@ -173,8 +173,8 @@ fn wait_for_release(cpu: usize, address: u64) {
 
 fn take(cpu: usize, kind: Kind) -> u64 {
     let frame = match kind {
-        Kind::Hv => pool::take(cpu, Owner::Hv).ok(),
-        Kind::Task => pool::take(cpu, Owner::Task(TASK)).ok(),
+        Kind::Hv => take_one(cpu, Owner::Hv),
+        Kind::Task => take_one(cpu, Owner::Task(TASK)),
         Kind::Secret => pool::secret_create(cpu, TASK, PAGE_SIZE).ok().and_then(|handle| {
             SECRET.store(u64::from(handle.raw()), Ordering::SeqCst);
             let mut first = None;
@@ -193,11 +193,15 @@ fn give_back(cpu: usize, kind: Kind) -> u64 {
     let place = TAKEN.get(addr::length(kind as u64));
     let frame = Hfn::new(place.map_or(0, |place| place.load(Ordering::SeqCst)));
     match kind {
-        Kind::Hv => done(pool::give_back(frame, Owner::Hv)),
-        Kind::Task => done(pool::give_back(frame, Owner::Task(TASK))),
+        Kind::Hv => done(pool::give_back(&[frame], Owner::Hv)),
+        Kind::Task => done(pool::give_back(&[frame], Owner::Task(TASK))),
         Kind::Secret => {
             let handle = u32::try_from(SECRET.load(Ordering::SeqCst)).unwrap_or(0);
             done(pool::secret_destroy(cpu, TASK, SecretHandle::from_raw(handle)))
         }
     }
+}
+
+fn take_one(cpu: usize, owner: Owner) -> Option<Hfn> {
+    pool::take(cpu, owner, 1).ok()?.first().copied()
 }

@@ -103,6 +103,25 @@ fn record_about(kind: RecordKind, payload: &[u8], about: Option<Gfn>, text: fmt:
     task::tell_warden(Post { about, ..Post::new(MessageKind::Event, kind, sequence, payload) });
 }
 
+/// Whether there is a channel that takes records, not text.
+pub fn has_channel() -> bool {
+    CHANNEL.lock().debug_console
+}
+
+/// Writes a piece of a VM's protection state. It is no event: it goes to the host alone, and has the
+/// number of the record before it.
+pub fn state_part(part: &[u8], bytes: &[u8]) {
+    let channel = CHANNEL.lock();
+    let length = u16::try_from(part.len() + bytes.len()).unwrap_or(0);
+    let (kind, sequence) = (RecordKind::State as u16, last_sequence());
+    let header = Header { magic: MAGIC, kind, length, sequence, time: time_stamp() };
+    if channel.debug_console {
+        for piece in [header.as_bytes(), part, bytes] {
+            port_write_all(DEBUG_CONSOLE, piece);
+        }
+    }
+}
+
 /// Reports a violation.
 pub fn violation(violation: &Violation) {
     let kind = ViolationKind::from_number(violation.kind);

@@ -10,6 +10,7 @@
  *                             that the registers of this CPU survive what a hypervisor does
  * /proc/ravelin_probes/heki   read: Heki's hypercalls, one line per case; see heki.c
  *                             write before: how many random requests each CPU makes
+ * /proc/ravelin_probes/kexec  any write switches the loading of kernels on again
  * /proc/ravelin_probes/off    any write powers off at once, even if other CPUs are dead
  */
 #include <linux/cpumask.h>
@@ -37,6 +38,7 @@ module_param(jump_end, ulong, 0);
 MODULE_PARM_DESC(jump_end, "address of __stop___jump_table");
 
 unsigned long call_start, call_end, stats_key, call_key, jit_enable;
+static unsigned long kexec_disabled;
 module_param(call_start, ulong, 0);
 MODULE_PARM_DESC(call_start, "address of __start_static_call_sites");
 module_param(call_end, ulong, 0);
@@ -47,6 +49,8 @@ module_param(call_key, ulong, 0);
 MODULE_PARM_DESC(call_key, "address of __SCK__x86_pmu_handle_irq");
 module_param(jit_enable, ulong, 0);
 MODULE_PARM_DESC(jit_enable, "address of bpf_jit_enable");
+module_param(kexec_disabled, ulong, 0);
+MODULE_PARM_DESC(kexec_disabled, "address of kexec_load_disabled");
 
 static const struct probe *const tables[] = {
 	text_probes,	patch_probes,	   execute_probes, module_probes, control_probes,
@@ -186,6 +190,12 @@ static ssize_t write_off(struct file *file, const char __user *text, size_t leng
 	return -EIO;
 }
 
+static ssize_t write_kexec(struct file *file, const char __user *text, size_t length, loff_t *at)
+{
+	WRITE_ONCE(*(int *)kexec_disabled, 0);
+	return length;
+}
+
 static const struct proc_ops list_ops = {
 	.proc_open = open_list,
 	.proc_read = seq_read,
@@ -221,6 +231,10 @@ static const struct proc_ops run_ops = {
 	.proc_lseek = default_llseek,
 };
 
+static const struct proc_ops kexec_ops = {
+	.proc_write = write_kexec,
+};
+
 static const struct proc_ops off_ops = {
 	.proc_write = write_off,
 };
@@ -232,7 +246,8 @@ static int __init probes_init(void)
 	int error;
 
 	if (!stext || !etext || !rodata || !ro_after_init || !jump_start || !jump_end ||
-	    !call_start || !call_end || !stats_key || !call_key || !jit_enable) {
+	    !call_start || !call_end || !stats_key || !call_key || !jit_enable ||
+	    !kexec_disabled) {
 		pr_err("ravelin_probes: give every address as a parameter (see modinfo)\n");
 		return -EINVAL;
 	}
@@ -250,6 +265,7 @@ static int __init probes_init(void)
 	    !proc_create("state", 0400, directory, &state_ops) ||
 	    !proc_create("heki", 0600, directory, &heki_ops) ||
 	    !proc_create("run", 0600, directory, &run_ops) ||
+	    !proc_create("kexec", 0200, directory, &kexec_ops) ||
 	    !proc_create("off", 0200, directory, &off_ops)) {
 		proc_remove(directory);
 		module_exit_text();

@@ -64,6 +64,8 @@ check_modules() {
         for _ in 1 2; do
             modprobe "$module" || return 1
             is_loaded "$module" || { echo "$module is not loaded"; return 1; }
+            # udev opens new disks.
+            udevadm settle
             modprobe -r "$module" || return 1
             is_loaded "$module" && { echo "$module is still loaded"; return 1; }
         done

@@ -28,5 +28,9 @@ chroot "$root" systemctl enable ravelin-check.service
 chroot "$root" mkinitramfs -o /initrd "$release"
 mv "$root/initrd" "$out.initrd"
 rm -f "$out.img"
-mke2fs -q -t ext4 -L ravelin -d "$root" "$out.img" 2G
+# mmdebstrap has mounted /proc and its kin in there; behind a bind mount they do not show.
+plain=$(mktemp -d)
+unshare --mount sh -c 'mount --bind "$1" "$2" && mke2fs -q -t ext4 -L ravelin -d "$2" "$3" 2G' \
+    sh "$root" "$plain" "$out.img"
+rmdir "$plain"
 chmod 644 "$out.initrd" "$out.img"

@@ -1,7 +1,7 @@
 //! End-to-end tests of `ravelin audit`: a dump of a real kernel has no findings, and what is planted
 //! in its page tables is found, that and nothing else.
 
-use crate::boot::boot;
+use crate::boot::{Report, boot};
 use crate::build::On;
 use crate::e2e::{Case, Place, case};
 use crate::packages::Flavour::Cloud;
@@ -12,7 +12,7 @@ use dump::Dump;
 use paging::Level;
 use paging::guest::{Translation, visit_kernel_half, walk};
 use ravelin::dump_file::DumpFile;
-use ravelin::machine::Protection;
+use ravelin::machine::{Machine, Protection};
 use serde_json::{Value, json};
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{BufRead, BufReader, Write};
@@ -70,23 +70,38 @@ fn audits(name: &str, place: &Place<'_>, kind: &Dumped) -> anyhow::Result<()> {
 
 /// Boots a kernel without Ravelin and takes a dump when its first process is idle.
 fn take(name: &str, place: &Place<'_>, kind: &Dumped, path: &Path) -> anyhow::Result<()> {
-    // A socket's path must be short.
-    let socket = std::env::temp_dir().join(format!("ravelin-{}-{name}.qmp", std::process::id()));
     let mut machine = place.built.machine(place.on, Cloud, "idle", Protection::Bare)?;
     machine.memory = 512 << 20;
     machine.cpu.clone_from(&kind.cpu);
+    dump_when_idle(name, machine, kind.paging, path).map(drop)
+}
+
+/// Boots a machine whose job is to be idle, and takes a dump of all its memory then.
+///
+/// # Errors
+/// It did not get so far, or QEMU took no dump.
+pub fn dump_when_idle(
+    name: &str,
+    mut machine: Machine,
+    paging: bool,
+    path: &Path,
+) -> anyhow::Result<Report> {
+    // A socket's path must be short.
+    let socket = std::env::temp_dir().join(format!("ravelin-{}-{name}.qmp", std::process::id()));
     let server = format!("unix:{},server=on,wait=off", socket.display());
     machine.extra = vec!["-qmp".to_owned(), server];
     let mut taken = None;
     let report = boot(name, &machine, &mut |word, _| {
         if word == "idle" {
-            taken = Some(ask_for_dump(&socket, path, kind.paging));
+            taken = Some(ask_for_dump(&socket, path, paging));
             return ControlFlow::Break(());
         }
         ControlFlow::Continue(())
     })?;
     let _ = std::fs::remove_file(&socket);
-    taken.with_context(|| format!("the guest did not get ready, see {}", report.log.display()))?
+    taken
+        .with_context(|| format!("the guest did not get ready, see {}", report.log.display()))??;
+    Ok(report)
 }
 
 fn ask_for_dump(socket: &Path, path: &Path, paging: bool) -> anyhow::Result<()> {

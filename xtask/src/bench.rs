@@ -5,6 +5,8 @@
 //! Time is measured in QEMU only, in runs of its own without counting, and is only as good as this
 //! machine is quiet.
 
+mod memory;
+
 use crate::boot::boot;
 use crate::build::{Built, On, build};
 use crate::packages::Flavour;
@@ -27,6 +29,9 @@ pub struct Args {
     /// What emulates the machine
     #[arg(long, value_enum, default_value = "qemu")]
     emulator: On,
+    /// Only the hypervisor's memory manager
+    #[arg(long)]
+    memory: bool,
     /// Count twice, bare and with everything enforced: the counts must be equal
     #[arg(long)]
     repeat: bool,
@@ -86,6 +91,7 @@ struct Result {
     /// Instructions that an intercepted CPUID takes more than one that is not.
     instructions_per_cpuid_exit: f64,
     instructions_per_cpuid_exit_goal: f64,
+    memory: memory::Memory,
 }
 
 const CPUID_GOAL: f64 = 200.0;
@@ -98,6 +104,15 @@ pub fn run(args: &Args, install: bool) -> anyhow::Result<bool> {
     let on = args.emulator;
     let built = build(&[Flavour::Cloud], &[on], install)?;
     let job = if args.quick { "bench:quick" } else { "bench" };
+    if args.memory {
+        let memory = memory::measure(&built, on)?;
+        if args.json {
+            anstream::println!("{}", serde_json::to_string_pretty(&memory)?);
+        } else {
+            memory.print();
+        }
+        return Ok(true);
+    }
     if args.repeat {
         let bare = repeat(&built, on, job, "bare", &Protection::Bare)?;
         let enforced = repeat(&built, on, job, "enforced", &built.ravelin(Policy::default()))?;
@@ -113,6 +128,7 @@ pub fn run(args: &Args, install: bool) -> anyhow::Result<bool> {
         measure(&built, on, job, "supervisor_exec on", &built.ravelin(enforced))?;
     let announced =
         counted(&built, on, "bench:quick", "CPUID announced", &built.ravelin(announce))?;
+    let memory = memory::measure(&built, on)?;
     let result = Result {
         kernel: built.guest(Flavour::Cloud)?.kernel.release.clone(),
         emulator: on.to_string(),
@@ -120,6 +136,7 @@ pub fn run(args: &Args, install: bool) -> anyhow::Result<bool> {
         supervisor_exec_on: compare(&bare, supervisor_exec_on, |phase| goal(on, true, phase)),
         instructions_per_cpuid_exit: per_cpuid(&announced)? - per_cpuid(&bare)?,
         instructions_per_cpuid_exit_goal: CPUID_GOAL,
+        memory,
         bare,
     };
     if args.json {
@@ -304,6 +321,7 @@ fn print(result: &Result) {
     let cost = result.instructions_per_cpuid_exit;
     let met = if cost <= CPUID_GOAL { "met" } else { "MISSED" };
     anstream::println!("an intercepted CPUID: {cost:.0} instructions (goal {CPUID_GOAL}: {met})");
+    result.memory.print();
 }
 
 fn exits(cost: &Cost) -> String {

@@ -45,6 +45,8 @@ pub struct Built {
     /// Its test build in which a bug is planted.
     planted: PathBuf,
     warden: PathBuf,
+    /// The test task.
+    pub unruly: PathBuf,
     /// The `ravelin` command.
     pub ravelin: PathBuf,
     /// The test program.
@@ -100,6 +102,14 @@ impl Built {
         Protection::Ravelin { hypervisor, policy, manifest: None, tasks }
     }
 
+    /// The hypervisor with a task that churns memory, with or without ownership.
+    pub fn churn(&self, owned: bool) -> Protection {
+        let hypervisor = if owned { self.hypervisor.clone() } else { variant(UNOWNED) };
+        let churn = target().join("release/churn");
+        let tasks = Tasks { warden: Some(self.warden.clone()), others: vec![churn] };
+        Protection::Ravelin { hypervisor, policy: Policy::default(), manifest: None, tasks }
+    }
+
     /// Protection by the hypervisor under `policy`.
     pub fn ravelin(&self, policy: Policy) -> Protection {
         let tasks = Tasks { warden: Some(self.warden.clone()), others: Vec::new() };
@@ -134,8 +144,9 @@ pub fn build(flavours: &[Flavour], emulators: &[On], install: bool) -> anyhow::R
     let release = target().join("release");
     Ok(Built {
         hypervisor: release.join("ravelin-hv"),
-        planted: release.join(PLANTED),
+        planted: variant(PLANTED),
         warden: release.join("ravelin-warden"),
+        unruly: release.join("unruly"),
         ravelin: release.join("ravelin"),
         init,
         guests,
@@ -146,26 +157,50 @@ pub fn build(flavours: &[Flavour], emulators: &[On], install: bool) -> anyhow::R
 /// What runs without an operating system.
 pub const FREESTANDING: [&str; 6] = ["freestanding", "hv", "task-rt", "warden", "unruly", "churn"];
 
-/// Name of the hypervisor's test build in which a bug is planted.
-const PLANTED: &str = "ravelin-hv-planted";
+/// The hypervisor's test build in which a bug is planted, by the name of its feature.
+const PLANTED: &str = "planted";
+/// The one that keeps frames of tasks out of quarantine.
+const UNOWNED: &str = "unowned";
 
 /// Builds the hypervisor with its tasks, and the command.
 ///
-/// The command is linked statically, so that it runs in test guests too. Each in a build of its own: cargo gives the crates that both use the features that either
-/// wants, and the hypervisor must have none that need an operating system.
+/// The command is linked statically, so that it runs in test guests too. Each in a build of its
+/// own: cargo gives the crates that both use the features that either wants, and the hypervisor must have none that need an operating system.
 ///
 /// The test build of the hypervisor comes first, and is moved out of the way of the normal one.
 ///
 /// # Errors
 /// They do not build.
 pub fn build_hypervisor() -> anyhow::Result<()> {
-    let planted = ["build", "--quiet", "--release", "--package", "hv", "--features", "planted"];
-    run(&mut command("cargo", &planted))?;
-    let release = target().join("release");
-    std::fs::rename(release.join("ravelin-hv"), release.join(PLANTED))
-        .context("the test build of the hypervisor is not where it was built")?;
+    build_variant(PLANTED)?;
     let mut cargo = command("cargo", &["build", "--quiet", "--release"]);
     run(cargo.args(FREESTANDING.iter().flat_map(|name| ["--package", name])))?;
     let build = ["rustc", "--quiet", "--release", "--package", "ravelin", "--bin", "ravelin", "--"];
     run(command("cargo", &build).args(["-C", "target-feature=+crt-static"])).map(drop)
+}
+
+/// Builds the hypervisor with a feature of its test builds, and moves it out of the way of the
+/// normal one.
+fn build_variant(feature: &str) -> anyhow::Result<()> {
+    let build = ["build", "--quiet", "--release", "--package", "hv", "--features", feature];
+    run(&mut command("cargo", &build))?;
+    let built = target().join("release/ravelin-hv");
+    std::fs::rename(built, variant(feature))
+        .with_context(|| format!("the {feature} build of the hypervisor is not where it was built"))
+}
+
+/// Where a test build of the hypervisor is.
+fn variant(feature: &str) -> PathBuf {
+    target().join("release").join(format!("ravelin-hv-{feature}"))
+}
+
+/// Builds what `cargo xtask bench` compares the hypervisor's memory manager with.
+///
+/// # Errors
+/// It does not build.
+pub fn build_unowned() -> anyhow::Result<()> {
+    build_variant(UNOWNED)?;
+    // The normal one goes back to its place.
+    let build = ["build", "--quiet", "--release", "--package", "hv"];
+    run(&mut command("cargo", &build)).map(drop)
 }

@@ -8,7 +8,9 @@ use crate::packages::Flavour::{self, Cloud, Generic};
 use crate::progress::Step;
 use crate::shell::guest_folder;
 use crate::test::Tally;
-use crate::{audit, ending, heki, inside, iso, policies, refusals, ret2dir, trace, userland};
+use crate::{
+    audit, ending, heki, inside, iso, lives, policies, refusals, ret2dir, tasks, trace, userland,
+};
 use abi::event::LockReport;
 use abi::policy::{Policy, SupervisorExec};
 use anyhow::{bail, ensure};
@@ -64,6 +66,8 @@ const ALWAYS_IN_BOCHS: &[&str] = &[
     "repeatable",
     "ret2dir-2-cpu",
     "stress-cloud-1-cpu",
+    "tasks-checks",
+    "tasks-faults-1",
 ];
 
 /// The emulators for a test with so many CPUs. Bochs runs them by turns, a few instructions each:
@@ -95,10 +99,14 @@ pub fn run(
 ) -> anyhow::Result<()> {
     let matrix = Rc::default();
     let logs = guest_folder("logs")?;
-    let cases = cases(full).into_iter().chain(policies::cases()).chain(refusals::cases());
+    let cases = cases(full)
+        .into_iter()
+        .chain(policies::cases())
+        .chain(lives::cases())
+        .chain(refusals::cases());
     let cases = cases.chain(ending::cases()).chain(iso::cases()).chain(heki::cases(full));
     let cases = cases.chain(ret2dir::cases());
-    let cases = cases.chain(inside::cases());
+    let cases = cases.chain(inside::cases()).chain(tasks::cases(full));
     let cases = cases.chain(trace::cases()).chain(audit::cases(full));
     let cases: Vec<Case> = cases.chain(userland::cases(full, install, &matrix)).collect();
     let runs = cases.iter().flat_map(|case| case.on.iter().map(move |on| (case, *on)));
@@ -312,7 +320,10 @@ fn attacks_views_off(name: &str, place: &Place<'_>) -> anyhow::Result<()> {
 }
 
 /// Compares the result of every probe with what it should be.
-fn probes(report: &Report, expected: impl Fn(&str) -> &'static str) -> anyhow::Result<()> {
+///
+/// # Errors
+/// One has another.
+pub fn probes(report: &Report, expected: impl Fn(&str) -> &'static str) -> anyhow::Result<()> {
     let probes: Vec<crate::judge::Probe> = report.all("probe")?;
     ensure!(!probes.is_empty(), "no probe ran");
     for probe in probes {

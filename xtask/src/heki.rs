@@ -1,5 +1,6 @@
 //! End-to-end tests of Heki's hypercalls, in a guest that makes them.
 
+use crate::boot::Report;
 use crate::build::On;
 use crate::e2e::{Case, Place, case, protected, quietly};
 use crate::packages::Flavour::Cloud;
@@ -8,11 +9,16 @@ use abi::event::ViolationKind::{
     self, ControlRegister, DescriptorTable, Execute, Msr, Read, WriteRodata, WriteText,
 };
 use abi::policy::{HekiExec, Policy};
-use anyhow::ensure;
+use anyhow::{Context, bail, ensure};
+use integrity::state::{Page, PageState};
+use protection::record;
+use ravelin::events::Body;
 use ravelin::machine::{Machine, Protection};
+use ravelin::state::Parts;
 use serde::Deserialize;
 use std::iter::repeat_n;
 use std::time::Duration;
+use x86_defs::{cr0, cr4};
 
 /// What the guest's module says of one case.
 #[derive(Deserialize)]
@@ -177,5 +183,42 @@ fn kept(name: &str, place: &Place<'_>, heki_exec: HekiExec, job: &str) -> anyhow
     ensure!(writes, "other violations than expected: {violations:x?}");
     let denied = |verdict| verdict == Verdict::Deny as u8;
     ensure!(violations.iter().all(|(_, violation)| denied(violation.verdict)), "not all denied");
+    saved(&report, cpus)
+}
+
+/// What the hypervisor was asked twice for its state.
+#[derive(Deserialize)]
+struct Saved {
+    answers: [Option<i64>; 2],
+}
+
+/// The state that it wrote once says what was locked and asked for.
+fn saved(report: &Report, cpus: usize) -> anyhow::Result<()> {
+    const ALREADY: i64 = -114;
+    let asked = report.all::<Saved>("state")?;
+    let answered = asked.iter().map(|said| said.answers).eq([[Some(0), Some(ALREADY)]]);
+    ensure!(answered, "a request for the state was answered otherwise");
+    let mut parts = Parts::default();
+    let states = report.records.iter().filter_map(|record| match &record.body {
+        Body::State(part, bytes) => parts.push(*part, bytes),
+        _ => None,
+    });
+    let states: Vec<Vec<u8>> = states.collect();
+    let [state] = states.as_slice() else { bail!("{} states were written", states.len()) };
+    let state = record::Saved::parse(state)?;
+    let count = |wanted: fn(Page) -> bool| -> u64 {
+        state.runs().filter(|(_, page)| wanted(*page)).map(|(run, _)| run.count()).sum()
+    };
+    let locks = report.locks();
+    let lock = locks.last().context("nothing was locked")?;
+    ensure!(count(|page| page.state == PageState::LockedCode) == lock.text_frames, "other text");
+    let rodata = count(|page| page.state == PageState::LockedReadOnly);
+    ensure!(rodata == lock.rodata_frames, "other read-only data");
+    // Two buffers of two pages, and a function.
+    ensure!(count(|page| page.immutable) >= 5, "what was made immutable is not");
+    let [zero, four] = state.settings.requested;
+    let pinned = zero.must_be_one & cr0::AM != 0 && four.must_be_zero & cr4::PVI != 0;
+    ensure!(pinned, "the requested pins are {zero:x?} and {four:x?}");
+    ensure!(state.settings.vcpus.iter().flatten().count() == cpus, "pins of other vCPUs");
     Ok(())
 }

@@ -12,14 +12,17 @@ use abi::policy::Policy;
 use anyhow::{Context, ensure};
 use jiff::Timestamp;
 use prometheus_parse::{Scrape, Value as Sample};
-use ravelin::machine::Machine;
 use ravelin::policy;
 use ravelin::report::{self, Symbols};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use std::time::Duration;
 
 /// Signal that ends a process after #GP.
 const SIGSEGV: i64 = 11;
+
+/// The kernel's list of symbols is printed three times, which takes Bochs a while.
+const BOCHS_PATIENCE: Duration = Duration::from_secs(400);
 
 /// All tests of this file.
 pub fn cases() -> Vec<Case> {
@@ -29,7 +32,15 @@ pub fn cases() -> Vec<Case> {
 
 fn inside(name: &str, place: &Place<'_>, flavour: Flavour) -> anyhow::Result<()> {
     let policy = Policy { announce: true, ..Policy::default() };
-    let mut machine = Machine { cpus: 2, ..protected(place, flavour, "inside", policy)? };
+    let mut machine = protected(place, flavour, "inside", policy)?;
+    match place.on {
+        On::Qemu => machine.cpus = 2,
+        On::Bochs => {
+            // As for the stress tests.
+            machine.append += " clocksource=hpet";
+            machine.timeout = Some(BOCHS_PATIENCE);
+        }
+    }
     let mut archive = std::fs::read(&machine.initrd)?;
     archive.extend(command(&place.built.ravelin)?);
     machine.initrd = guest_folder("initramfs")?.join(format!("{name}.cpio"));

@@ -110,7 +110,8 @@ fn archive_folder(printed: &str) -> Option<&str> {
 /// This is no Debian system, or its package lists cannot be read.
 pub fn list() -> anyhow::Result<Vec<(String, bool)>> {
     let mut needed = needed(&[Flavour::Cloud, Flavour::Generic])?;
-    for package in crate::bochs::PACKAGES.iter().chain(crate::fuzz::PACKAGES).chain(BROWSER) {
+    let tests = crate::fuzz::PACKAGES.iter().chain(crate::userland::PACKAGES).chain(BROWSER);
+    for package in crate::bochs::PACKAGES.iter().chain(tests) {
         if !needed.iter().any(|other| other == package) {
             needed.push((*package).to_owned());
         }

@@ -90,7 +90,7 @@ fn priority(body: &Body) -> u8 {
         },
         Body::Alias(_) => WARNING,
         Body::Locked(_) | Body::Promoted(_) | Body::Unknown { .. } => NOTICE,
-        Body::Log(_) => INFORMATION,
+        Body::Log(_) | Body::State(..) => INFORMATION,
     }
 }
 

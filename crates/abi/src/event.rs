@@ -2,7 +2,7 @@
 //!
 //! Each record is a [`Header`] and `length` bytes of payload. A reader that meets anything but
 //! [`MAGIC`] skips one byte and looks again. `sequence` counts from 1 without gaps, so a lost
-//! record shows.
+//! record shows; pieces of a state ([`StatePart`]) are not counted.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -43,6 +43,8 @@ pub enum RecordKind {
     Fatal = 5,
     /// An [`Alias`].
     Alias = 6,
+    /// A [`StatePart`] and the bytes that it speaks of: a piece of a VM's protection state.
+    State = 16,
 }
 
 impl RecordKind {
@@ -55,6 +57,7 @@ impl RecordKind {
             4 => Self::Promoted,
             5 => Self::Fatal,
             6 => Self::Alias,
+            16 => Self::State,
             _ => return None,
         })
     }
@@ -257,4 +260,17 @@ pub struct Alias {
     pub executable: u8,
     /// Always 0.
     pub reserved: [u8; 5],
+}
+
+/// Precedes a piece of a VM's protection state (crate `protection`). The pieces of one state come
+/// in order, and the first has offset 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct StatePart {
+    /// VM number; 0 is the primary.
+    pub vm: u32,
+    /// Bytes of the state before this piece.
+    pub offset: u32,
+    /// 1: the state ends with this piece.
+    pub last: u32,
 }

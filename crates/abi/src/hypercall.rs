@@ -15,6 +15,11 @@ pub const MAKE_SECRET: u64 = 0x5256_4c4e_0000_0001;
 pub const MAKE_ORDINARY: u64 = 0x5256_4c4e_0000_0002;
 /// Most pages of one call.
 pub const MOST_SECRET_PAGES: u64 = 512;
+/// Number in RAX that has the VM's protection state written to the event channel, for the host. The
+/// answer is 0 or a negative errno value: EALREADY (nothing has changed since it was last written),
+/// E2BIG (its pages make too many runs), ENODEV (the channel takes text alone). Every privilege
+/// level may ask.
+pub const SAVE_STATE: u64 = 0x5256_4c4e_0000_0004;
 /// CPUID leaf whose EAX names what Ravelin offers, if it is announced; see [`feature`].
 pub const FEATURE_LEAF: u32 = 0x4000_0002;
 /// Bits of EAX in [`FEATURE_LEAF`].
@@ -22,14 +27,20 @@ pub mod feature {
     /// [`super::MAKE_SECRET`] and [`super::MAKE_ORDINARY`].
     pub const SECRET_PAGES: u32 = 1 << 0;
 }
-/// Errors of the calls that are for CPL 0, as Linux numbers them.
+/// Errors of the calls but [`READ_COUNTER`], as Linux numbers them.
 pub mod errno {
     /// The caller is not at CPL 0.
     pub const EPERM: u64 = 1;
+    /// More than is written at once.
+    pub const E2BIG: u64 = 7;
     /// Something that is not RAM.
     pub const EFAULT: u64 = 14;
     /// Too many pages, or none.
     pub const EINVAL: u64 = 22;
+    /// There is no such channel.
+    pub const ENODEV: u64 = 19;
+    /// It is done already.
+    pub const EALREADY: u64 = 114;
 }
 
 /// Answer to a counter that does not exist.
@@ -85,7 +96,7 @@ pub enum Counter {
     /// 1 once the kernel is locked, 2 once its read-only data is too.
     Locked = 16,
     /// First physical address of the hypervisor's own memory (the guest's memory map shows it as
-    /// reserved, so this is no secret).
+    /// unusable, so this is no secret).
     OwnMemory = 17,
     /// How user and supervisor execution are told apart: the number of a [`SupervisorMode`].
     SupervisorMode = 18,

@@ -17,7 +17,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// First eight bytes.
 pub const MAGIC: [u8; 8] = *b"RVMANIFE";
 /// Version of this layout.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// The hypervisor accepts no manifest larger than this, in bytes.
 pub const MAX_LENGTH: u32 = 8 << 20;
 
@@ -90,8 +90,9 @@ pub struct Header {
     pub return_thunk: u32,
     /// Offset of `__static_call_return0`, 0 if the kernel has none.
     pub return_zero: u32,
-    /// Always 0.
-    pub reserved: u32,
+    /// Offset of `klp_ftrace_handler`, which the tracer calls in live-patched functions; 0 if the
+    /// kernel has none.
+    pub livepatch: u32,
     /// The code that `ftrace_caller` and `ftrace_regs_caller` are, entry to end; empty if the
     /// kernel has none. Traced functions call these entries, or copies of this code in pages
     /// outside the image.

@@ -50,28 +50,21 @@ impl<const CPUS: usize> Epochs<CPUS> {
         }
     }
 
-    /// The CPU will use no translation until it has emptied its TLB and called [`Epochs::enter`],
-    /// or has called [`Epochs::come_back`] with the answer: what it had served until now.
-    pub fn leave(&self, cpu: usize) -> u64 {
-        self.served.get(cpu).map_or(AWAY, |served| served.swap(AWAY, Ordering::SeqCst))
+    /// The place of a CPU; `None` if there is no such CPU.
+    pub fn place(&self, cpu: usize) -> Option<Place<'_>> {
+        self.served.get(cpu).map(Place)
     }
 
-    /// The CPU, whose TLB is as it left it, uses translations again. If there was a request
-    /// meanwhile, the flush comes first.
+    /// The CPU at `place`, which had served `last` when it left, and whose TLB is as it left it, uses
+    /// translations again. If there was a request meanwhile, the flush comes first.
     ///
     /// It shows itself before it looks: whoever requests a flush either is seen here, or sees a CPU
     /// that has yet to serve.
-    pub fn come_back(&self, cpu: usize, last: u64) -> Option<FlushDue<'_>> {
-        self.appear(cpu, last);
-        self.due(cpu)
-    }
-
-    /// The first half of coming back: no translation is used before the second half, which is
-    /// [`Epochs::due`].
-    pub(crate) fn appear(&self, cpu: usize, last: u64) {
-        if let Some(served) = self.served.get(cpu) {
-            served.store(last, Ordering::SeqCst);
-        }
+    #[inline]
+    pub fn come_back<'a>(&self, place: Place<'a>, last: u64) -> Option<FlushDue<'a>> {
+        place.appear(last);
+        let request = self.requested.load(Ordering::SeqCst);
+        (last < request).then_some(FlushDue { served: place.0, request })
     }
 
     /// Asks all CPUs to flush, after any number of changes, and answers the number of the request.
@@ -96,6 +89,30 @@ impl<const CPUS: usize> Epochs<CPUS> {
     /// The first request whose service covers a change that has just been made.
     pub fn covering(&self) -> u64 {
         self.requested.load(Ordering::SeqCst) + 1
+    }
+}
+
+/// Where a CPU notes whether it uses translations; for the way to its guest and back, which is to be
+/// short. Used by that CPU only.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a>(&'a AtomicU64);
+
+impl Place<'_> {
+    /// The CPU will use no translation until it has emptied its TLB and called [`Epochs::enter`],
+    /// or has called [`Epochs::come_back`] with the answer: what it had served until now.
+    #[inline]
+    pub fn leave(self) -> u64 {
+        let last = self.0.load(Ordering::Relaxed);
+        // What it did before it left stays before.
+        self.0.store(AWAY, Ordering::Release);
+        last
+    }
+
+    /// The first half of coming back: no translation is used before the second half, which looks for
+    /// requests.
+    #[inline]
+    pub(crate) fn appear(self, last: u64) {
+        self.0.swap(last, Ordering::SeqCst);
     }
 }
 
@@ -147,17 +164,18 @@ mod tests {
         epochs.request();
         begun.done();
         assert!((late..later).contains(&epochs.acknowledged()));
-        let last = epochs.leave(1);
+        let place = epochs.place(1).unwrap();
+        let last = place.leave();
         epochs.due(0).unwrap().done();
         assert_eq!(epochs.acknowledged(), later);
         // What was requested meanwhile is flushed for before anything else.
-        let due = epochs.come_back(1, last).unwrap();
+        let due = epochs.come_back(place, last).unwrap();
         assert!(epochs.acknowledged() < later);
         due.done();
         assert_eq!(epochs.acknowledged(), later);
-        let last = epochs.leave(1);
-        assert!(epochs.come_back(1, last).is_none());
-        epochs.leave(1);
+        let last = place.leave();
+        assert!(epochs.come_back(place, last).is_none());
+        place.leave();
         epochs.enter(1);
         assert!(epochs.due(1).is_none());
         assert!(epochs.due(3).is_none());

@@ -26,7 +26,7 @@ mod word;
 pub use audit::{Audit, AuditedLeaf, Broken, Finding, Machine, Region, Space, Use, Uses};
 pub use block::Block;
 pub use direct_map::{DirectMap, Leaves, NoTables};
-pub use epochs::{Epochs, FlushDue};
+pub use epochs::{Epochs, FlushDue, Place};
 pub use ownership::{Ownership, OwnershipError};
 pub use rules::{Enforced, Rules};
 pub use secrets::{MOST_BLOCKS, SecretError, SecretHandle, SecretSlot, Secrets};

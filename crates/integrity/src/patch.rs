@@ -122,7 +122,7 @@ pub fn judge(
         return Err(Refused::Policy);
     }
     let [_, second, ..] = write.before;
-    write.judge(&mut Rules { manifest, memory, place, second })
+    write.judge(&mut Rules { manifest, allowed, memory, place, second })
 }
 
 /// What is patched at a place.

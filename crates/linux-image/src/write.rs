@@ -90,7 +90,7 @@ impl Parts<'_> {
             image_end: layout.image_end,
             return_thunk: self.function("__x86_return_thunk"),
             return_zero: self.function("__static_call_return0"),
-            reserved: 0,
+            livepatch: self.function("klp_ftrace_handler"),
             tracers: trace.tracers,
             sites,
             functions: function_table,

@@ -3,9 +3,9 @@
 
 use crate::Settings;
 use abi::hypercall::SupervisorMode;
-use abi::policy::{HekiExec, Modules, Policy, SupervisorExec};
+use abi::policy::{HekiExec, Modules, Patching, Policy, Reaction, SupervisorExec};
 use integrity::pins::{ControlPin, Pins};
-use integrity::state::{Page, PageState, View};
+use integrity::state::{Page, View};
 
 /// What is weaker in a state, or does not fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -70,44 +70,57 @@ fn holds((one, other): (&Option<Pins>, &Option<Pins>)) -> bool {
     })
 }
 
-/// Whether `one` lets anything happen that `other` does not.
+/// Whether `one` lets anything happen that `other` does not. What the warden decides by must be the
+/// same.
 pub fn policy_is_weaker(one: &Policy, other: &Policy) -> bool {
     let exec = |policy: &Policy| match policy.heki_exec {
         HekiExec::Trust => 0,
         HekiExec::Verify => 1,
         HekiExec::Deny => 2,
     };
+    let strength = |reaction| match reaction {
+        Reaction::Log => 0,
+        Reaction::Deny => 1,
+        Reaction::Ask => 2,
+        Reaction::Stop => 3,
+    };
+    // Whole, so that a new kind of patching must be thought of here.
+    let flags = |it: Patching| {
+        let Patching { jump_label, static_call, ftrace, kprobes, livepatch } = it;
+        [jump_label, static_call, ftrace, kprobes, livepatch]
+    };
+    let patching = flags(one.patching).into_iter().zip(flags(other.patching));
+    let allowed = [
+        (one.supervisor_exec == SupervisorExec::Off, other.supervisor_exec == SupervisorExec::Off),
+        (one.modules != Modules::Deny, other.modules != Modules::Deny),
+        (one.jit, other.jit),
+    ];
     let mut reactions = one.reactions.iter().zip(other.reactions);
-    let (mine, theirs) = (one.patching, other.patching);
-    // With the fields that are compared made alike, the rest must be.
+    // With what was compared made alike, the rest must be.
     let rest = Policy {
         supervisor_exec: other.supervisor_exec,
         modules: other.modules,
         // The guest's requests only narrow, but for what `heki_exec` says.
         announce: other.announce,
         patching: other.patching,
+        jit: other.jit,
         heki_exec: other.heki_exec,
         reactions: other.reactions,
         ..*one
     };
-    reactions.any(|(one, other)| (*one as u8) < other as u8)
-        || (one.supervisor_exec == SupervisorExec::Off
-            && other.supervisor_exec != SupervisorExec::Off)
-        || (one.modules != Modules::Deny && other.modules == Modules::Deny)
-        || (mine.jump_label && !theirs.jump_label)
-        || (mine.static_call && !theirs.static_call)
-        || (mine.ftrace && !theirs.ftrace)
+    reactions.any(|(one, other)| strength(*one) < strength(other))
+        || allowed.into_iter().chain(patching).any(|(one, other)| one && !other)
         || exec(one) < exec(other)
         || rest != *other
 }
 
-/// Whether a page `one` allows anything, now or by a later request, that `other` does not.
-pub fn page_is_weaker(one: Page, other: Page) -> bool {
-    let views = [View::Kernel, View::User, View::Single];
-    let wider = views.into_iter().any(|view| !other.allows(view).contains(one.allows(view)));
-    let owned = (one.state == PageState::Own) != (other.state == PageState::Own);
+/// Whether a page `one` allows anything, now or by a later request, that `other` does not. If
+/// `other` is not `locked`, its state is enforced on nobody yet; but the hypervisor's memory stays
+/// what it is, and what was asked for holds.
+pub fn page_is_weaker(one: Page, other: Page, locked: bool) -> bool {
+    let mut views = [View::Kernel, View::User, View::Single].into_iter().filter(|_| locked);
+    let wider = views.any(|view| !other.allows(view).contains(one.allows(view)));
     wider
-        || owned
         || !other.state.may_become(one.state)
         || !one.withheld.contains(other.withheld)
         || (other.immutable && !one.immutable)

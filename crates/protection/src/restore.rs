@@ -53,8 +53,9 @@ pub fn restore(
         if unread || unrun {
             return Err(Refusal::Unsupported(run.start));
         }
+        let locked = now.stage > 0;
         let stronger =
-            |frame: &Gfn| gate.page(*frame).is_some_and(|now| !page_is_weaker(page, now));
+            |frame: &Gfn| gate.page(*frame).is_some_and(|now| !page_is_weaker(page, now, locked));
         if let Some(frame) = run.iter().find(|frame| !stronger(frame)) {
             return Err(Refusal::Page(frame));
         }

@@ -5,9 +5,9 @@ use crate::record::{Damaged, MOST_RUNS, Saved, TooLong, save};
 use crate::restore::{Gate, Refusal, restore};
 use crate::{Kernel, Settings};
 use abi::MAX_CPUS;
-use abi::event::{Verdict, ViolationKind};
+use abi::event::ViolationKind;
 use abi::hypercall::SupervisorMode;
-use abi::policy::{HekiExec, Modules, Patching, Policy, SupervisorExec};
+use abi::policy::{HekiExec, Modules, Patching, Policy, Reaction, SupervisorExec};
 use addr::{FrameRange, Gfn, GuestPhysical};
 use integrity::Rights;
 use integrity::pins::{ControlPin, MsrPins, Pins, SelectorPin, TablePin};
@@ -57,28 +57,29 @@ fn pins() -> impl Strategy<Value = Pins> {
 }
 
 fn policy() -> impl Strategy<Value = Policy> {
-    (any::<[bool; 6]>(), 0_usize..3, 0_u8..3).prop_map(|(flags, exec, reaction)| {
-        let [views, modules, announce, jump_label, static_call, ftrace] = flags;
+    (any::<[bool; 9]>(), 0_usize..3, 0_usize..4).prop_map(|(flags, exec, reaction)| {
+        let [views, modules, announce, jit, jump_label, static_call, ftrace, kprobes, livepatch] =
+            flags;
         Policy {
             supervisor_exec: if views { SupervisorExec::Views } else { SupervisorExec::Off },
             modules: if modules { Modules::Unauthenticated } else { Modules::Deny },
             announce,
-            patching: Patching { jump_label, static_call, ftrace },
+            patching: Patching { jump_label, static_call, ftrace, kprobes, livepatch },
+            jit,
             heki_exec: HekiExec::ALL[exec],
-            reactions: [Verdict::from_number(reaction).unwrap(); ViolationKind::COUNT],
+            reactions: [Reaction::ALL[reaction]; ViolationKind::COUNT],
             ..Policy::default()
         }
     })
 }
 
 fn page() -> impl Strategy<Value = Page> {
-    (0_usize..6, prop_oneof![2 => Just(0_u8), 1 => 0_u8..8], prop::bool::weighted(0.1)).prop_map(
-        |(state, bits, immutable)| Page {
+    (0..PageState::ALL.len(), prop_oneof![2 => Just(0_u8), 1 => 0_u8..8], prop::bool::weighted(0.1))
+        .prop_map(|(state, bits, immutable)| Page {
             state: PageState::ALL[state],
             withheld: Rights::from_bits_truncate(bits),
             immutable,
-        },
-    )
+        })
 }
 
 /// Runs of equal pages.
@@ -196,7 +197,12 @@ proptest! {
         let saved = Saved::parse(&bytes).unwrap();
         let mut memory = Memory(before.clone());
         let result = restore(&saved, &now, &mut memory);
-        let weaker = pages.iter().zip(&before).any(|(one, other)| wider(*one, *other));
+        let owned = |page: &Page| matches!(page.state, PageState::Own | PageState::Published);
+        let weaker = pages.iter().zip(&before).any(|(one, other)| {
+            (now.stage > 0 && wider(*one, *other))
+                || ((owned(one) || owned(other)) && one.state != other.state)
+                || (other.immutable && !one.immutable)
+        });
         match result {
             Ok(settings) => {
                 prop_assert!(!weaker);
@@ -233,7 +239,8 @@ proptest! {
                 }
             }
             for (one, other) in saved.policy.reactions.iter().zip(now.policy.reactions) {
-                prop_assert!(*one as u8 >= other as u8);
+                prop_assert!(*one == other || other == Reaction::Log || *one == Reaction::Stop
+                    || *one == Reaction::Ask && other == Reaction::Deny);
             }
         } else {
             let bytes = written(&saved, &pages);
@@ -261,7 +268,19 @@ fn strict() -> Settings {
     let mut vcpus = [None; MAX_CPUS];
     vcpus[1] = Some(pins);
     Settings {
-        policy: Policy { modules: Modules::Deny, heki_exec: HekiExec::Deny, ..Policy::default() },
+        policy: Policy {
+            modules: Modules::Deny,
+            patching: Patching {
+                jump_label: false,
+                static_call: false,
+                ftrace: false,
+                kprobes: false,
+                livepatch: false,
+            },
+            jit: false,
+            heki_exec: HekiExec::Deny,
+            ..Policy::default()
+        },
         stage: 2,
         separation: SupervisorMode::Views,
         execute_only: false,
@@ -290,8 +309,19 @@ fn each_thing_that_is_weaker_is_named() {
     assert_eq!(changed(&|it| it.stage = 1), Some(Difference::Stage));
     assert_eq!(changed(&|it| it.policy.modules = Modules::Unauthenticated), policy);
     assert_eq!(changed(&|it| it.policy.heki_exec = HekiExec::Verify), policy);
+    assert_eq!(changed(&|it| it.policy.jit = true), policy);
+    for allow in [
+        (&|it: &mut Patching| it.jump_label = true) as &dyn Fn(&mut Patching),
+        &|it| it.static_call = true,
+        &|it| it.ftrace = true,
+        &|it| it.kprobes = true,
+        &|it| it.livepatch = true,
+    ] {
+        assert_eq!(changed(&|it| allow(&mut it.policy.patching)), policy);
+    }
     assert_eq!(changed(&|it| it.policy.supervisor_exec = SupervisorExec::Off), policy);
-    assert_eq!(changed(&|it| it.policy.reactions[3] = Verdict::Log), policy);
+    assert_eq!(changed(&|it| it.policy.reactions[3] = Reaction::Log), policy);
+    assert_eq!(changed(&|it| it.policy.warden.stop_after ^= 1), policy);
     assert_eq!(changed(&|it| it.separation = SupervisorMode::Off), policy);
     assert_eq!(changed(&|it| it.requested[1] = free), Some(Difference::Requested));
     assert_eq!(changed(&|it| it.vcpus[1] = None), Some(Difference::Vcpu(1)));
@@ -313,7 +343,8 @@ fn each_thing_that_is_weaker_is_named() {
     }
     // More is no weakness.
     assert_eq!(changed(&|it| it.requested[0].must_be_one |= 1), None);
-    assert_eq!(changed(&|it| it.policy.reactions[3] = Verdict::Stop), None);
+    assert_eq!(changed(&|it| it.policy.reactions[3] = Reaction::Stop), None);
+    assert_eq!(changed(&|it| it.policy.reactions[3] = Reaction::Ask), None);
     assert_eq!(changed(&|it| it.vcpus[2] = it.vcpus[1]), None);
 }
 
@@ -322,13 +353,42 @@ fn pages_are_compared_as_the_model_does_and_keep_what_was_asked_for() {
     let all = || (0..=u8::MAX).filter_map(|byte| Page::try_from(byte).ok());
     for one in all() {
         for other in all() {
-            let weaker = page_is_weaker(one, other);
-            assert!(weaker || !wider(one, other), "{one:?} {other:?}");
-            assert!(weaker || one.immutable || !other.immutable);
-            assert!(weaker || one.withheld.contains(other.withheld));
-            assert!(!weaker || one != other);
+            for locked in [false, true] {
+                let weaker = page_is_weaker(one, other, locked);
+                assert!(weaker || !locked || !wider(one, other), "{one:?} {other:?}");
+                assert!(weaker || one.immutable || !other.immutable);
+                assert!(weaker || one.withheld.contains(other.withheld));
+                assert!(!weaker || one != other);
+            }
         }
     }
+}
+
+#[test]
+fn a_locked_kernel_is_restored_where_nothing_is_locked_yet() {
+    let saved = strict();
+    let pages = [
+        PageState::Data,
+        PageState::Code,
+        PageState::LockedCode,
+        PageState::LockedReadOnly,
+        PageState::Own,
+        PageState::Published,
+    ]
+    .map(Page::new);
+    let start = [0, 0, 0, 0, 4, 5].map(|from| pages[from]);
+    let saved = Settings { frames: 6, ..saved };
+    let now = Settings { stage: 0, kernel: None, vcpus: [None; MAX_CPUS], ..saved };
+    let bytes = written(&saved, &pages);
+    let parsed = Saved::parse(&bytes).unwrap();
+    let mut memory = Memory(start.to_vec());
+    assert_eq!(restore(&parsed, &now, &mut memory), Ok(saved));
+    assert_eq!(memory.0, pages);
+    // Where it is locked, what was no code stays none.
+    let mut memory = Memory(start.to_vec());
+    let refused = restore(&parsed, &saved, &mut memory);
+    assert_eq!(refused, Err(Refusal::Page(Gfn::new(1))));
+    assert_eq!(memory.0, start);
 }
 
 #[test]

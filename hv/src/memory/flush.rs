@@ -7,7 +7,7 @@
 //!   wherever it waits.
 //! - A CPU that runs a guest is *away*: it acknowledges everything, since it uses no translation of
 //!   the hypervisor's. Its TLB keeps them, so it flushes before it uses any again, if there was a
-//!   request. Between its exit and [`come_back`] it touches the image, whose mapping never changes,
+//!   request. Between its exit and [`Place::come_back`] it touches the image, whose mapping never changes,
 //!   and its own control block and root, which are the hypervisor's for good.
 //! - Nobody waits for a flush with a lock held that another CPU may spin on.
 
@@ -28,17 +28,28 @@ pub fn enter(cpu: usize) {
     EPOCHS.enter(cpu);
 }
 
-/// The calling CPU goes to its guest. The answer is for [`come_back`].
-#[inline]
-pub fn leave(cpu: usize) -> u64 {
-    EPOCHS.leave(cpu)
-}
+/// Where a CPU notes that it is away. Used by that CPU only.
+#[derive(Clone, Copy)]
+pub struct Place(frames::Place<'static>);
 
-/// The calling CPU is back from its guest; flushes if there was a request since `last`.
-#[inline]
-pub fn come_back(cpu: usize, last: u64) {
-    if let Some(due) = EPOCHS.come_back(cpu, last) {
-        flush(due);
+impl Place {
+    /// The place of CPU `cpu`; `None` if there are not so many.
+    pub fn of(cpu: usize) -> Option<Self> {
+        EPOCHS.place(cpu).map(Self)
+    }
+
+    /// The CPU goes to its guest, or to a task. The answer is for [`Place::come_back`].
+    #[inline]
+    pub fn leave(self) -> u64 {
+        self.0.leave()
+    }
+
+    /// The CPU is back; flushes if there was a request since `last`.
+    #[inline]
+    pub fn come_back(self, last: u64) {
+        if let Some(due) = EPOCHS.come_back(self.0, last) {
+            flush(due);
+        }
     }
 }
 

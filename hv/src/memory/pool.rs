@@ -11,7 +11,7 @@ mod unowned;
 
 use super::direct::Direct;
 use super::{DIRECT_MAP, flush, window};
-use addr::{FrameRange, Hfn, HostPhysical, PAGE_SIZE};
+use addr::{FRAMES_PER_2M, FrameRange, Hfn, HostPhysical, PAGE_SIZE};
 use arrayvec::ArrayVec;
 use frames::{
     Block as FrameBlock, FrameState, Leaves, MOST_BLOCKS, Owner, Ownership, OwnershipError,
@@ -82,35 +82,50 @@ pub fn region() -> FrameRange<HostPhysical> {
     REGION.get().copied().unwrap_or(FrameRange::with_count(Hfn::new(0), 0))
 }
 
-/// Gives a frame, zeroed, to `owner`; waits until all CPUs have flushed if it must. The caller is
-/// CPU `cpu` and holds no lock.
+/// Frames that change hands under one lock.
+pub type Frames64 = ArrayVec<Hfn, { BATCH as usize }>;
+
+/// Gives `count` frames (at most 64), zeroed, to `owner`, all or none; waits until all CPUs have
+/// flushed if it must. The caller is CPU `cpu` and holds no lock.
 ///
 /// # Errors
 /// `OutOfMemory`, `NoTables`, `BadOwner`.
-pub fn take(cpu: usize, owner: Owner) -> Result<Hfn, OwnershipError> {
+pub fn take(cpu: usize, owner: Owner, count: usize) -> Result<Frames64, OwnershipError> {
+    let mut taken = Frames64::new();
     #[cfg(feature = "unowned")]
-    if let Some(frame) = unowned::take(owner) {
-        return Ok(frame);
-    }
+    unowned::take(owner, count, &mut taken);
     loop {
-        match with_owners(|owners, direct| owners.take(direct, owner)) {
+        let outcome = with_owners(|owners, direct| {
+            while taken.len() < count {
+                let frame = owners.take(direct, owner)?;
+                taken.try_push(frame).map_err(|_| OwnershipError::OutOfMemory)?;
+            }
+            Ok(())
+        });
+        match outcome {
+            Ok(()) => return Ok(taken),
             Err(OwnershipError::Wait(request)) => flush::wait(cpu, request),
-            outcome => return outcome,
+            Err(error) => {
+                // They have just become the owner's.
+                let _ = give_back(&taken, owner);
+                return Err(error);
+            }
         }
     }
 }
 
-/// Takes back a frame that `owner` has unmapped from its tables. It is zeroed before anybody else
-/// gets it, which is when every CPU has flushed.
+/// Takes back frames that `owner` has unmapped from its tables. They are zeroed before anybody else
+/// gets them, which is when every CPU has flushed.
 ///
 /// # Errors
-/// `Foreign`, `NotOwner`, `WindowOpen`.
-pub fn give_back(frame: Hfn, owner: Owner) -> Result<(), OwnershipError> {
+/// `Foreign`, `NotOwner`, `WindowOpen`, for the first frame of which that is true; those behind it
+/// stay the owner's.
+pub fn give_back(frames: &[Hfn], owner: Owner) -> Result<(), OwnershipError> {
     #[cfg(feature = "unowned")]
-    if unowned::keep(frame, owner) {
-        return Ok(());
-    }
-    with_owners(|owners, direct| owners.give_back(direct, frame, owner))
+    let frames = unowned::keep(frames, owner);
+    with_owners(|owners, direct| {
+        frames.iter().try_for_each(|frame| owners.give_back(direct, *frame, owner))
+    })
 }
 
 /// Has all CPUs flush, zeroes what they have forgotten, and takes blocks that are whole again back
@@ -123,9 +138,11 @@ pub fn tidy(cpu: usize) {
     let _ = with_owners(|owners, direct| owners.frames.bring_back(0, direct));
 }
 
-/// Who owns a frame of the pool; `None` for any other, and before there are owners.
-pub fn state(frame: Hfn) -> Option<FrameState> {
-    POOL.lock().owners.as_ref()?.frames.state(frame)
+/// Whether frames all belong to `owner`.
+pub fn are_owned(frames: &[Hfn], owner: Owner) -> bool {
+    POOL.lock().owners.as_ref().is_some_and(|owners| {
+        frames.iter().all(|frame| owners.frames.state(*frame) == Some(FrameState::Owned(owner)))
+    })
 }
 
 /// Leaves of the direct map, and what became of them since the start.
@@ -276,7 +293,11 @@ impl Owners {
         task: u32,
         bytes: u64,
     ) -> Result<SecretHandle, SecretError> {
-        self.check_share(bytes.div_ceil(PAGE_SIZE))?;
+        let blocks = bytes.div_ceil(FRAMES_PER_2M * PAGE_SIZE);
+        // Of one that is too large another error is told.
+        if blocks <= MOST_BLOCKS as u64 {
+            self.check_share(blocks * FRAMES_PER_2M)?;
+        }
         self.secrets.create(task, bytes, &mut self.frames, flush::epochs(), direct)
     }
 
@@ -455,6 +476,6 @@ impl TableMemory for Tables {
 
     fn free(&mut self, table: Hfn) {
         // Before there are owners nothing is given back; and nobody but the hypervisor has tables.
-        let _ = give_back(table, Owner::Hv);
+        let _ = give_back(&[table], Owner::Hv);
     }
 }

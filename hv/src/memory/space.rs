@@ -158,7 +158,8 @@ pub fn new_task_table() -> Result<PageTable<X86_64>, PagingError> {
 }
 
 /// Gives a task's table back, which no CPU has in force any more, with all its pages. The frames
-/// that it maps are the caller's affair. The caller is CPU `cpu` and holds no lock.
+/// that it maps the caller has given back before: now they are zeroed. The caller is CPU `cpu` and
+/// holds no lock.
 pub fn destroy_task_table(cpu: usize, mut table: PageTable<X86_64>) {
     let unlinked = with_spaces(|spaces| {
         let removed = table.unlink(&mut Tables, &mut spaces.image)?;
@@ -170,6 +171,7 @@ pub fn destroy_task_table(cpu: usize, mut table: PageTable<X86_64>) {
         // It has no links left, so it is not handed back.
         let _ = table.destroy(&mut Tables, |due| flush::all(cpu, due));
     }
+    pool::tidy(cpu);
 }
 
 /// Shows the roots of all CPUs, in their order, to `look`; nothing but windows changes meanwhile.

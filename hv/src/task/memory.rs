@@ -5,12 +5,12 @@
 //! start. The hypervisor never follows an address of a task's: it looks it up in the task's table
 //! and opens a window on the frame, so that secrets are out of its reach.
 
-use crate::memory::pool::{self, Tables};
+use crate::memory::pool::{self, Frames64, Tables};
 use crate::memory::space;
 use crate::memory::window::Windows;
 use abi::task::{CallError, END, START};
 use addr::{FrameRange, Hfn, HostVirtual, Hva, PAGE_SIZE};
-use frames::{FrameState, Owner, OwnershipError};
+use frames::{Owner, OwnershipError};
 use paging::{HostRights, Level, PageTable, PagingError, X86_64};
 
 /// The CPU that does it.
@@ -44,6 +44,15 @@ pub fn pages(address: u64, count: u64) -> Result<FrameRange<HostVirtual>, CallEr
     } else {
         Err(CallError::Invalid)
     }
+}
+
+/// The pages in parts of at most 64.
+fn parts(pages: FrameRange<HostVirtual>) -> impl Iterator<Item = FrameRange<HostVirtual>> {
+    let size = Frames64::new().capacity();
+    (0..pages.count()).step_by(size).map(move |offset| {
+        let start = pages.start.plus(offset);
+        FrameRange::with_count(start, (pages.count() - offset).min(size as u64))
+    })
 }
 
 fn no_memory(_: OwnershipError) -> CallError {
@@ -90,9 +99,9 @@ impl Space {
     ) -> Result<(), CallError> {
         let count = u32::try_from(pages.count()).map_err(|_| CallError::Invalid)?;
         let left = self.quota.checked_sub(count).ok_or(CallError::NoMemory)?;
-        for page in pages.iter() {
-            if let Err(error) = self.map_one(here, FrameRange::with_count(page, 1), rights) {
-                self.unmap_mapped(FrameRange::new(pages.start, page));
+        for part in parts(pages) {
+            if let Err(error) = self.map_part(here, part, rights) {
+                self.unmap_mapped(FrameRange::new(pages.start, part.start));
                 return Err(error);
             }
         }
@@ -100,26 +109,35 @@ impl Space {
         Ok(())
     }
 
-    fn map_one(
+    /// Maps at most 64 pages, all or none.
+    fn map_part(
         &mut self,
         here: Here<'_>,
-        page: FrameRange<HostVirtual>,
+        part: FrameRange<HostVirtual>,
         rights: HostRights,
     ) -> Result<(), CallError> {
-        let frame = pool::take(here.cpu, self.owner).map_err(no_memory)?;
-        let mapped = self.table.map(&mut Tables, page, frame, rights, Level::Page4K);
-        if mapped.is_err() {
-            let _ = pool::give_back(frame, self.owner);
+        let frames =
+            pool::take(here.cpu, self.owner, addr::length(part.count())).map_err(no_memory)?;
+        for (number, (page, frame)) in part.iter().zip(&frames).enumerate() {
+            let page = FrameRange::with_count(page, 1);
+            let mapped = self.table.map(&mut Tables, page, *frame, rights, Level::Page4K);
+            if let Err(error) = mapped {
+                self.unmap_mapped(FrameRange::new(part.start, page.start));
+                // The others were never mapped.
+                let rest = frames.get(number..).unwrap_or_default();
+                let _ = pool::give_back(rest, self.owner);
+                return Err(refused(error));
+            }
         }
-        mapped.map_err(refused)
+        Ok(())
     }
 
     /// Unmaps pages and gives their frames back, all or none.
     pub fn unmap(&mut self, pages: FrameRange<HostVirtual>) -> Result<(), CallError> {
-        for page in pages.iter() {
-            let leaf = self.table.walk(&Tables, page).ok_or(CallError::BadAddress)?;
-            let own = pool::state(leaf.frame) == Some(FrameState::Owned(self.owner));
-            if !own || !leaf.rights.user {
+        for part in parts(pages) {
+            let frames = self.frames_of(part);
+            let all = frames.len() as u64 == part.count();
+            if !all || !pool::are_owned(&frames, self.owner) {
                 return Err(CallError::BadAddress);
             }
         }
@@ -128,17 +146,26 @@ impl Space {
         Ok(())
     }
 
-    /// Unmaps pages of which all are mapped to frames of the task.
+    /// The frames behind at most 64 pages, as far as the task may use them.
+    fn frames_of(&self, part: FrameRange<HostVirtual>) -> Frames64 {
+        let runs = self.table.cursor(&Tables, part).ok();
+        let users = runs.into_iter().flatten().filter(|(_, leaf)| leaf.rights.user);
+        let frames = users
+            .flat_map(|(pages, leaf)| FrameRange::with_count(leaf.frame, pages.count()).iter());
+        frames.take(Frames64::new().capacity()).collect()
+    }
+
+    /// Unmaps pages; those that are mapped lead to frames of the task by leaves of 4 KiB, so that
+    /// nothing is split and nothing can fail.
     fn unmap_mapped(&mut self, pages: FrameRange<HostVirtual>) {
-        // Page by page: leaves of 4 KiB, so that nothing is split and nothing can fail.
-        for page in pages.iter() {
-            let Some(leaf) = self.table.walk(&Tables, page) else { continue };
-            self.unmap_leaf(FrameRange::with_count(page, 1));
-            let _ = pool::give_back(leaf.frame, self.owner);
+        for part in parts(pages) {
+            let frames = self.frames_of(part);
+            self.unmap_leaves(part);
+            let _ = pool::give_back(&frames, self.owner);
         }
     }
 
-    fn unmap_leaf(&mut self, pages: FrameRange<HostVirtual>) {
+    fn unmap_leaves(&mut self, pages: FrameRange<HostVirtual>) {
         if let Ok(removed) = self.table.unmap(&mut Tables, pages) {
             // The task is stopped, and runs on one CPU at a time: it is entered by a load of CR3,
             // and left by another, which forget its translations.
@@ -154,7 +181,7 @@ impl Space {
 
     /// Unmaps the blocks of a secret, which keeps its frames.
     pub fn unmap_secret(&mut self, at: FrameRange<HostVirtual>) {
-        self.unmap_leaf(at);
+        self.unmap_leaves(at);
     }
 
     /// Unmaps everything, gives all frames back, and the table.

@@ -19,11 +19,12 @@ pub mod secret;
 pub mod turn;
 
 use crate::log;
-use crate::memory::flush;
+use crate::memory::{flush, pool};
 use addr::{Gfn, Hva};
 use area::Area;
 use arrayvec::{ArrayString, ArrayVec};
 use core::sync::atomic::{AtomicU32, Ordering};
+use frames::Leaves;
 use inbox::{Inbox, Post};
 use memory::{Here, Space};
 use paging::{PageTable, X86_64};
@@ -127,5 +128,11 @@ impl Task {
         log!("task {} ({}): stopped: {why}", self.id, self.name);
         secret::destroy_all(&mut self, here);
         self.space.destroy(here);
+        pool::tidy(here.cpu);
+        let Leaves { large, small, splits, collapses } = pool::leaves();
+        log!(
+            "direct map: {large} leaves of 2 MiB, {small} of 4 KiB; {splits} splits and {collapses} \
+             collapses so far"
+        );
     }
 }

@@ -70,7 +70,7 @@ pub fn map(task: &mut Task, handle: u64, address: u64) -> Result<(), CallError> 
     if secret.at.is_some() {
         return Err(CallError::Exists);
     }
-    if address < START || address >= END || !address.is_multiple_of(BLOCK_BYTES) {
+    if !(START..END).contains(&address) || !address.is_multiple_of(BLOCK_BYTES) {
         return Err(CallError::Invalid);
     }
     let at = Hva::new(address);

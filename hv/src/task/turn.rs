@@ -164,13 +164,13 @@ fn enter<V: Vendor>(vcpu: &mut Vcpu<V>, task: &mut Task, pace: Pace) -> Stopped 
     let cpu = vcpu.index;
     stack::set_task(cpu, (&raw const task.area).addr() as u64);
     // Loads of CR3 on both ways: no translation of the hypervisor's is used meanwhile, or kept.
-    let away = flush::leave(cpu);
+    let away = vcpu.place.leave();
     let extended = control::hide_extended_state();
     vcpu.accept_interrupts(true);
     let stopped = task.area.enter(pace);
     vcpu.accept_interrupts(false);
     control::show_extended_state(extended);
-    flush::come_back(cpu, away);
+    vcpu.place.come_back(away);
     if stack::nmi_was_seen(cpu) {
         vcpu.take_nmi();
     }

@@ -11,7 +11,7 @@ use crate::memory::physical::Physical;
 use crate::memory::window::Windows;
 use crate::task;
 use crate::vendor::{Exception, Settings, Start, Vendor};
-use crate::vm::{Vm, exits, pins, shootdown};
+use crate::vm::{Vm, exits, pins, shootdown, state};
 use core::sync::atomic::Ordering;
 use integrity::pins::Pins;
 use integrity::state::View;
@@ -34,6 +34,8 @@ pub struct Vcpu<V: Vendor> {
     watches_address_space: bool,
     cpuid_at: [u64; 16],
     shared: &'static CpuShared,
+    /// Where this CPU notes that it is in the guest, or in a task.
+    pub place: flush::Place,
 }
 
 impl<V: Vendor> Vcpu<V> {
@@ -67,6 +69,7 @@ impl<V: Vendor> Vcpu<V> {
             watches_address_space: false,
             cpuid_at: [u64::MAX; 16],
             shared: cpu::shared(index),
+            place: flush::Place::of(index).ok_or("there are more CPUs than Ravelin runs")?,
         })
     }
 
@@ -88,9 +91,9 @@ impl<V: Vendor> Vcpu<V> {
             if self.nmi_waiting {
                 self.nmi_waiting = !self.vendor.inject_nmi();
             }
-            let served = flush::leave(self.index);
+            let served = self.place.leave();
             let exit = self.vendor.enter(core::mem::take(&mut self.flush));
-            flush::come_back(self.index, served);
+            self.place.come_back(served);
             self.shared.in_guest.store(false, Ordering::SeqCst);
             exits::handle(self, exit);
         }
@@ -100,7 +103,9 @@ impl<V: Vendor> Vcpu<V> {
     fn adopt_lock(&mut self) {
         let stage = self.vm.stage();
         if stage.is_armed() && self.pins.is_none() {
-            self.pins = Some(pins::capture(&self.vendor));
+            let pins = pins::capture(&self.vendor);
+            self.pins = Some(pins);
+            state::locked(self.index, pins);
             self.vendor.lock();
         }
         // While read-only data waits, each address-space switch is an occasion to look again.

@@ -1,7 +1,7 @@
 //! Hypercalls by number: Ravelin's own ([`abi::hypercall`]), by which a guest reads counters and has
 //! page tables audited at any privilege level and its kernel makes pages secret; all others are [`heki`]'s.
 
-use super::{Stage, heki};
+use super::{Stage, heki, state};
 use crate::cpu::instructions::time_stamp;
 use crate::log;
 use crate::memory::{audit, flush, pool, secret};
@@ -12,7 +12,7 @@ use crate::vendor::Vendor;
 use abi::hypercall::errno::{EFAULT, EINVAL, EPERM};
 use abi::hypercall::{
     AUDIT, AUDIT_FAILED, AUDIT_LATER, Counter, MAKE_ORDINARY, MAKE_SECRET, MOST_SECRET_PAGES,
-    READ_COUNTER, UNKNOWN,
+    READ_COUNTER, SAVE_STATE, UNKNOWN,
 };
 use addr::{FrameRange, Gfn};
 use spin::mutex::SpinMutex;
@@ -37,6 +37,7 @@ pub fn handle(vcpu: &mut Vcpu<impl Vendor>) {
     let answer = match (vcpu.gpr(0), Counter::from_number(vcpu.gpr(3))) {
         (READ_COUNTER, Some(counter)) => read(vcpu, counter),
         (READ_COUNTER, None) => UNKNOWN,
+        (SAVE_STATE, _) => state::write(vcpu),
         (AUDIT, _) => audit(vcpu),
         #[cfg(feature = "planted")]
         (abi::planted::PLANTED, _) => crate::planted::handle(vcpu),

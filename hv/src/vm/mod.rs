@@ -3,7 +3,7 @@
 //! Reading order: [`exits`], [`memory`] (second stage and page states), [`learn`] (before the
 //! lock), [`lock`] and [`survey`], [`fault`] (the verdict on an access), [`promote`], [`text`]
 //! (patching), [`registers`], [`descriptor`] and [`pins`], [`violation`], [`heki`] (what the guest
-//! itself asks for).
+//! itself asks for), [`state`] (all of it as a record).
 
 pub mod cpuid;
 pub mod descriptor;
@@ -20,6 +20,7 @@ pub mod promote;
 pub mod registers;
 pub mod separation;
 pub mod shootdown;
+pub mod state;
 pub mod store;
 pub mod survey;
 pub mod text;

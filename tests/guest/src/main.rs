@@ -10,6 +10,8 @@
 //! | `stress:SECONDS` | keeps all CPUs busy and checks that nothing is lost |
 //! | `trace:ROUNDS` | uses the function tracer |
 //! | `bpf:ROUNDS` | makes packet filters and runs them |
+//! | `modules:ROUNDS` | loads, attacks and unloads the probe module |
+//! | `kexec`, `kexec:force` | tries to start another kernel |
 //! | `bench`, `bench:quick` | runs the measured loops; `quick` a tenth of the rounds |
 //! | `heki` | makes Heki's hypercalls, right ones and wrong ones |
 //! | `inside` | runs the `ravelin` command |
@@ -29,6 +31,8 @@ mod counters;
 mod heki;
 mod inside;
 mod keeper;
+mod kexec;
+mod modules;
 mod probe;
 mod ret2dir;
 mod stress;
@@ -146,6 +150,12 @@ fn run_jobs(console: &Console, counters: &Counters, cpus: usize) -> Result<End> 
                     argument.parse().with_context(|| format!("`{job}`: how many rounds?"))?;
                 trace::run(console, rounds)?;
             }
+            "kexec" => kexec::run(console, argument == "force")?,
+            "modules" => {
+                let rounds =
+                    argument.parse().with_context(|| format!("`{job}`: how many rounds?"))?;
+                modules::run(console, counters, rounds)?;
+            }
             "bpf" => {
                 let rounds =
                     argument.parse().with_context(|| format!("`{job}`: how many rounds?"))?;
@@ -171,7 +181,7 @@ fn run_jobs(console: &Console, counters: &Counters, cpus: usize) -> Result<End> 
                 break;
             }
             _ => bail!(
-                "unknown job `{job}`: use probe, denied, stress:SECONDS, trace:ROUNDS, bpf:ROUNDS, bench, heki, inside, idle, ..."
+                "unknown job `{job}`: use probe, denied, stress:SECONDS, trace:ROUNDS, bpf:ROUNDS, modules:ROUNDS, kexec, bench, heki, inside, idle, ..."
             ),
         }
         done += 1;

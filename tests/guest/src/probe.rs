@@ -28,7 +28,7 @@ const OFF: &str = "/proc/ravelin_probes/off";
 const CPU_KILLER: &str = "cpu-init-ipi";
 
 /// The module's parameters and the kernel symbols whose addresses they take.
-const SYMBOLS: [(&str, &str); 11] = [
+const SYMBOLS: [(&str, &str); 12] = [
     ("stext", "_stext"),
     ("etext", "_etext"),
     ("rodata", "linux_banner"),
@@ -40,6 +40,7 @@ const SYMBOLS: [(&str, &str); 11] = [
     ("stats_key", "sched_schedstats"),
     ("call_key", "__SCK__x86_pmu_handle_irq"),
     ("jit_enable", "bpf_jit_enable"),
+    ("kexec_disabled", "kexec_load_disabled"),
 ];
 
 /// `mov $0x52415645, %eax; ret`: what the module expects to run on the user page.
@@ -100,6 +101,8 @@ pub enum Which {
     Usual,
     /// Those that only a policy refuses which denies what the default one allows.
     Denied,
+    /// Of the usual ones those with these names.
+    Named(&'static [&'static str]),
 }
 
 /// Runs the job; whether every CPU is still alive.
@@ -110,11 +113,14 @@ pub fn run(console: &Console, counters: &Counters, which: Which) -> Result<bool>
     let page = user_page()?;
     let mut alive = true;
     let list = match which {
-        Which::Usual => LIST,
+        Which::Usual | Which::Named(_) => LIST,
         Which::Denied => DENIED,
     };
     for line in fs::read_to_string(list)?.lines() {
         let name = line.split('\t').next().unwrap_or(line);
+        if matches!(which, Which::Named(names) if !names.contains(&name)) {
+            continue;
+        }
         let description = line.split('\t').nth(1).unwrap_or_default();
         let before = (counters.read(Counter::LastEvent), counters.read(Counter::Violations));
         let answer = run_probe(name, &page);

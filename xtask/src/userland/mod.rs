@@ -7,6 +7,7 @@
 mod image;
 mod table;
 
+pub use image::PACKAGES;
 pub use table::Matrix;
 
 use crate::apt::{Apt, UNSTABLE};
@@ -19,6 +20,7 @@ use anyhow::{bail, ensure};
 use image::{Userland, userland};
 use ravelin::machine::Machine;
 use serde::Deserialize;
+use serde_json::Value;
 use std::ops::ControlFlow;
 use std::rc::Rc;
 use std::time::Duration;
@@ -105,8 +107,7 @@ fn run(
     prepare(&mut machine, place.on, &system, extent);
     let report = boot(name, &machine, &mut |word, value| {
         if word == "check" {
-            let of = |key| value.get(key).map(ToString::to_string).unwrap_or_default();
-            anstream::eprintln!("          {}: {} {}", of("name"), of("ok"), of("detail"));
+            show(value);
         }
         ControlFlow::Continue(())
     })?;
@@ -114,6 +115,18 @@ fn run(
     let problem = judge(&report, &checks, extent).err();
     matrix.add(&kernel.release, place.on, &report, &checks, problem.is_none());
     problem.map_or(Ok(()), Err)
+}
+
+/// Tells who waits what has been done; the matrix takes hours.
+fn show(value: &Value) {
+    if let Ok(check) = Check::deserialize(value) {
+        let Check { name, ok, start, end, detail } = check;
+        let verdict = if ok { "ok" } else { "FAILED" };
+        anstream::eprintln!(
+            "          {name}: {verdict}, {:.0} s of the guest, {detail}",
+            end - start
+        );
+    }
 }
 
 /// Gives the machine its disk and its command line.

@@ -81,6 +81,8 @@ pub fn manifest_words() -> Vec<u64> {
     header.image_end = 0x40_0000;
     header.return_thunk = RETURN_THUNK;
     header.return_zero = RETURN_ZERO;
+    // What the copies call.
+    header.livepatch = FUNCTIONS[1];
     header.tracers = TRACERS;
     header.traced = Table { offset: functions_end, count: u32::try_from(traced.len()).unwrap() };
     header.sites = Table { offset: start, count: u32::try_from(sites.len()).unwrap() };

@@ -3,6 +3,7 @@
 use super::{Kind, Memory, Pattern, Place};
 use super::{tracer, trampoline};
 use abi::manifest::{Manifest, SiteKind};
+use abi::policy::Patching;
 
 pub const CALL: u8 = 0xe8;
 pub const JUMP: u8 = 0xe9;
@@ -22,6 +23,7 @@ const RETURN5_LINKED: [u8; 5] = [0xc3, 0xcc, 0x90, 0x90, 0x90];
 /// The allowed contents of a site.
 pub struct Rules<'a, 'm> {
     pub(super) manifest: &'a Manifest<'m>,
+    pub(super) allowed: Patching,
     pub(super) memory: &'a mut dyn Memory,
     pub(super) place: Place,
     /// The second byte as it is now. In a conditional jump it holds the condition, which stays.
@@ -57,7 +59,9 @@ impl Rules<'_, '_> {
             (SiteKind::StaticConditional, 6) => {
                 self.second & 0xf0 == JCC && self.branch(known, &[0x0f, self.second])
             }
-            (SiteKind::TracerCall, 5) => self.branch(known, &[CALL]),
+            (SiteKind::TracerCall, 5) => {
+                self.branch(known, &[CALL]) && (self.allowed.livepatch || !self.patches_live(known))
+            }
             _ => false,
         }
     }
@@ -77,8 +81,17 @@ impl Rules<'_, '_> {
         let [opcode, Some(a), Some(b), Some(c), Some(d), ..] = *known else { return false };
         let target = self.target(i32::from_le_bytes([a, b, c, d]));
         opcode.is_none_or(|opcode| opcode == CALL)
-            && (tracer::is_copy(self.manifest, self.memory, target)
+            && (tracer::is_copy(self.manifest, self.allowed, self.memory, target)
                 || trampoline::is_trampoline(self.manifest, self.memory, target))
+    }
+
+    /// Whether `known` is a call of what live patches hang on.
+    fn patches_live(&self, known: &Pattern) -> bool {
+        let target = i64::from(self.manifest.header().livepatch);
+        i32::try_from(target - self.place.end()).is_ok_and(|distance| {
+            let [a, b, c, d] = distance.to_le_bytes();
+            matches(known, &[CALL, a, b, c, d])
+        })
     }
 
     /// Whether `known` may be `opcode` and a 32-bit distance to a function.

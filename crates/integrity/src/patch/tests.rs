@@ -1,8 +1,8 @@
 //! The patch rules against the model.
 
 use super::model::{
-    COPIES, Memory, TRACED, branch, contents, divided_at, forged, invariant, is_tracers,
-    manifest_words, sites,
+    COPIES, FUNCTIONS, Memory, TRACED, TRACERS, branch, contents, divided_at, forged, invariant,
+    is_tracers, manifest_words, sites,
 };
 use super::*;
 use abi::manifest::Site;
@@ -207,6 +207,47 @@ fn each_kind_can_be_denied() {
         assert_eq!(text.judge_under(allowed, start, &[0xcc]), Ok(Legal::Breakpoint));
         assert_eq!(text.judge_under(others, start, &[0xcc]), Err(Refused::Policy));
     }
+}
+
+#[test]
+fn live_patches_can_be_denied_by_themselves() {
+    let denied = Patching { livepatch: false, ..Patching::ALL };
+    let mut text = Text::new();
+    for site in sites().into_iter().filter(is_tracers) {
+        let start = u64::from(site.offset);
+        // The tracer's own call, or one of a copy, which calls that function.
+        let traced = site.kind == TRACED;
+        let live = branch(&[0xe8], &site, if traced { COPIES[0] } else { FUNCTIONS[1].into() });
+        let other = branch(&[0xe8], &site, if traced { TRACERS[0].start } else { FUNCTIONS[2] });
+        for (content, allowed, legal) in
+            [(&live, Patching::ALL, true), (&live, denied, false), (&other, denied, true)]
+        {
+            text.set(&site, &[&[0xcc], &contents(&site)[0][1..]].concat());
+            let tail = text.judge_under(allowed, start + 1, &content[1..]);
+            assert_eq!(tail.is_ok(), legal, "{site:?} {content:x?}");
+            text.set(&site, &[&[0xcc], &content[1..]].concat());
+            assert_eq!(text.judge_under(allowed, start, &[0xe8]).is_ok(), legal);
+        }
+    }
+}
+
+/// A batch: each step is made at all places before the next one (`text_poke_bp_batch`).
+#[test]
+fn a_batch_of_patches_goes_through() {
+    let mut text = Text::new();
+    let sites = sites();
+    let last = |site: &Site| contents(site).pop().unwrap();
+    for site in &sites {
+        assert_eq!(text.write(site.offset.into(), &[0xcc]), Ok(Legal::Breakpoint));
+    }
+    for site in &sites {
+        let tail = text.write(u64::from(site.offset) + 1, &last(site)[1..]);
+        assert!(matches!(tail, Ok(Legal::Tail | Legal::Unchanged)), "{site:?} {tail:?}");
+    }
+    for site in &sites {
+        assert_eq!(text.write(site.offset.into(), &last(site)[..1]), Ok(Legal::Opcode));
+    }
+    assert!(sites.iter().all(|site| text.get(site) == last(site)));
 }
 
 #[test]

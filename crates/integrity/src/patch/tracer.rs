@@ -6,7 +6,8 @@
 //! Traced functions call the copy. What passes here is, byte by byte, the tracer's code as it
 //! stands in the guest's locked text, apart from
 //!
-//! - its own call, which calls a known function of the kernel;
+//! - its own call, which calls a known function of the kernel (that of live patches only where the policy
+//!   allows them);
 //! - the distance in the one `mov rdx, [rip + distance]` (what the called function is told);
 //! - in `ftrace_regs_caller`, a NOP for the jump behind `test rax, rax`;
 //! - a return behind it all, plain or as a jump to a known function of the kernel, a return thunk.
@@ -14,6 +15,7 @@
 use super::Memory;
 use super::rules::{CALL, JUMP, is_function};
 use abi::manifest::{Manifest, SiteKind, Span};
+use abi::policy::Patching;
 
 /// Longest code of a tracer, in bytes. Those of Debian's kernels fit twice.
 const MOST: usize = 512;
@@ -28,15 +30,22 @@ const TEST_AND_JUMP: [u8; 4] = [0x48, 0x85, 0xc0, 0x75];
 const TEST_ALONE: [u8; 5] = [0x48, 0x85, 0xc0, 0x66, 0x90];
 
 /// Whether the code at `target`, counted from `_text`, is a copy of a tracer outside the image.
-pub fn is_copy(manifest: &Manifest<'_>, memory: &mut dyn Memory, target: i64) -> bool {
+pub fn is_copy(
+    manifest: &Manifest<'_>,
+    allowed: Patching,
+    memory: &mut dyn Memory,
+    target: i64,
+) -> bool {
     let outside = !(0..i64::from(manifest.header().image_end)).contains(&target);
     let tracers = manifest.header().tracers;
-    outside && tracers.iter().any(|span| is_copy_of(manifest, memory, *span, target).is_some())
+    let mut copied = |span| is_copy_of(manifest, allowed, memory, span, target).is_some();
+    outside && tracers.into_iter().any(&mut copied)
 }
 
 /// `Some` if it is a copy of the tracer at `span`.
 fn is_copy_of(
     manifest: &Manifest<'_>,
+    allowed: Patching,
     memory: &mut dyn Memory,
     span: Span,
     target: i64,
@@ -50,11 +59,11 @@ fn is_copy_of(
     let (own, copy) = (own.get_mut(..length)?, copy.get_mut(..length + BRANCH)?);
     memory.text(span.start.into(), own)?;
     memory.code(target, copy)?;
-    let leads_to_function = |at: usize| {
+    let function = |at: usize| {
         let distance = copy.get(at + 1..)?.first_chunk::<4>()?;
         let end = target.checked_add(i64::try_from(at + BRANCH).ok()?)?;
         let leads_to = end.checked_add(i32::from_le_bytes(*distance).into())?;
-        is_function(manifest, leads_to).then_some(())
+        is_function(manifest, leads_to).then_some(leads_to)
     };
 
     let mut at = 0;
@@ -63,7 +72,8 @@ fn is_copy_of(
         let (own, copy) = (own.get(at..)?, copy.get(at..)?);
         at += if at == call {
             (copy.first() == Some(&CALL)).then_some(())?;
-            leads_to_function(at)?;
+            let calls = function(at)?;
+            (allowed.livepatch || calls != manifest.header().livepatch.into()).then_some(())?;
             called = true;
             BRANCH
         } else if own.starts_with(&LOAD) && !loaded {
@@ -82,7 +92,7 @@ fn is_copy_of(
     (called && at == length).then_some(())?;
     match *copy.get(length)? {
         RETURN => Some(()),
-        JUMP => leads_to_function(length),
+        JUMP => function(length).map(drop),
         _ => None,
     }
 }

@@ -94,8 +94,12 @@ pub fn of(summary: &Summary, layout: &Layout, settings: &[Setting]) -> Vec<Outlo
     let jit = match (on("BPF_JIT"), on("BPF_JIT_ALWAYS_ON")) {
         (false, _) => absent("BPF_JIT"),
         (true, always) => {
-            let choice = if always { "it has no interpreter" } else { "it has an interpreter too" };
-            (Prospect::Partly, format!("its pages are W^X, their bytes are not checked; {choice}"))
+            let choice = if always {
+                "it has no interpreter, so that under jit = \"deny\" no BPF program runs"
+            } else {
+                "under jit = \"deny\" its interpreter is used"
+            };
+            (Prospect::Partly, format!("compiled, W^X, their bytes are not checked; {choice}"))
         }
     };
     let calls = summary.static_calls + summary.static_tail_calls + summary.static_conditionals;
@@ -108,19 +112,25 @@ pub fn of(summary: &Summary, layout: &Layout, settings: &[Setting]) -> Vec<Outlo
     } else {
         absent("DYNAMIC_FTRACE")
     };
-    let kprobes = match (on("KPROBES"), has_tracer) {
-        (false, _) => absent("KPROBES"),
-        (true, false) => (Prospect::Refused, "breakpoints in text are not allowed".into()),
-        (true, true) => {
-            let why = "refused but at the entry of a traced function, where the tracer makes them";
-            (Prospect::Partly, why.into())
-        }
+    let kprobes = if on("KPROBES") {
+        let why = "at the first byte of an instruction only, outside of the kernel's blacklist; \
+                   not optimised; needs modules";
+        (Prospect::Enforced, why.into())
+    } else {
+        absent("KPROBES")
     };
     let live_patches = if on("LIVEPATCH") {
         (Prospect::Partly, "by the function tracer, to modules that are not authenticated".into())
     } else {
         absent("LIVEPATCH")
     };
+    let debugger = if on("KGDB") {
+        let why = "its breakpoints by the rules for kprobes; other writes to text are refused";
+        (Prospect::Partly, why.into())
+    } else {
+        absent("KGDB")
+    };
+    let kexec = "both system calls; a kernel that leaves all the same is stopped";
     let rows = vec![
         ("kernel text", (Prospect::Enforced, text)),
         ("read-only data", read_only(summary.rodata.length())),
@@ -130,13 +140,14 @@ pub fn of(summary: &Summary, layout: &Layout, settings: &[Setting]) -> Vec<Outlo
         ("function tracer", tracer),
         ("kprobes", kprobes),
         ("live patches", live_patches),
-        ("kernel debugger", refused("KGDB", "breakpoints in text are not allowed")),
+        ("kernel debugger", debugger),
         (
             "adding the second CPU late",
             refused("SMP", "started with maxcpus=1, the kernel rewrites its lock prefixes then"),
         ),
         ("modules", modules),
         ("BPF programs", jit),
+        ("kexec", (Prospect::Refused, kexec.into())),
     ];
     rows.into_iter().map(|(what, (prospect, why))| row(what, prospect, why)).collect()
 }

@@ -1,7 +1,7 @@
 //! Test build only: frames of tasks that go from one use to the next without leaving their owner,
 //! zeroed and nothing else. `cargo xtask bench` compares with it.
 
-use super::POOL;
+use super::{Frames64, POOL};
 use crate::memory::window;
 use addr::Hfn;
 use arrayvec::ArrayVec;
@@ -12,18 +12,25 @@ use spin::mutex::SpinMutex;
 static KEPT: SpinMutex<ArrayVec<Hfn, 1024>> = SpinMutex::new(ArrayVec::new_const());
 const TASK: Owner = Owner::Task(1);
 
-pub fn take(owner: Owner) -> Option<Hfn> {
-    if owner == TASK { KEPT.lock().pop() } else { None }
+/// Takes up to `count` of them.
+pub fn take(owner: Owner, count: usize, taken: &mut Frames64) {
+    let mut kept = KEPT.lock();
+    while owner == TASK && taken.len() < count {
+        let Some(frame) = kept.pop() else { break };
+        taken.push(frame);
+    }
 }
 
-pub fn keep(frame: Hfn, owner: Owner) -> bool {
+/// Keeps as many as there is room for, and answers the others.
+pub fn keep(frames: &[Hfn], owner: Owner) -> &[Hfn] {
     let mut kept = KEPT.lock();
-    if owner != TASK || kept.is_full() {
-        return false;
-    }
+    let room = if owner == TASK { kept.remaining_capacity() } else { 0 };
+    let (mine, others) = frames.split_at(room.min(frames.len()));
     // The window that zeroes is used with this lock held.
     let _pool = POOL.lock();
-    window::clear_vacant(frame);
-    kept.push(frame);
-    true
+    for frame in mine {
+        window::clear_vacant(*frame);
+        kept.push(*frame);
+    }
+    others
 }

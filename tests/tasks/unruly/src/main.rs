@@ -11,9 +11,9 @@ mod fuzz;
 mod memory;
 mod secrets;
 
-use abi::task::{Info, image};
+use abi::task::{Call, CallError, INFO, Info, START, answer, image};
 use core::fmt::Debug;
-use task_rt::log;
+use task_rt::{log, raw, wait};
 
 task_rt::main!(run);
 
@@ -35,11 +35,30 @@ fn run(info: &Info) -> u64 {
         "memory" => memory::calls(),
         "quota" => memory::quota(info),
         "secrets" => secrets::all(info),
+        "deaf" => deaf(),
+        "hold-secret" => secrets::hold(false),
+        "spend-secret" => secrets::hold(true),
         _ if name.starts_with("fuzz") => fuzz::calls(name),
         _ => return UNKNOWN,
     }
     log!("done");
     0
+}
+
+/// As the warden: fetches messages to where none can be stored, then fetches them without ever
+/// giving an answer.
+fn deaf() -> ! {
+    const BAD: [u64; 6] = [0, 1, START, INFO, 0x10_0000, u64::MAX - 8];
+    for address in BAD {
+        // SAFETY: nothing can be written there.
+        let got = answer(unsafe { raw(Call::Wait as u64, [address, 0, 0, 0]) });
+        check("a message to where none can be stored", got, Err(CallError::BadAddress));
+    }
+    loop {
+        if wait().is_err() {
+            log!("FAILED: no messages");
+        }
+    }
 }
 
 /// Logs whether `got` is what it should be.

@@ -3,7 +3,7 @@
 use crate::check;
 use abi::task::{Call, CallError, END, Info, START, answer};
 use core::hint::black_box;
-use task_rt::{Secret, log_line, raw};
+use task_rt::{Secret, log, log_line, raw, wait};
 
 const BLOCK: u64 = 2 << 20;
 /// Where nothing of the task's is.
@@ -111,4 +111,29 @@ fn taken() -> u64 {
         Err(error) => check("map one of many", Err(error), Ok(())),
     }
     1 + taken()
+}
+
+/// Fills a secret with words that stand nowhere else, ends it if `end`, and waits for ever.
+/// `xtask/src/tasks.rs` looks for these words in a dump of all memory.
+pub fn hold(end: bool) -> ! {
+    const SEED: u64 = 0x9e37_79b9_7f4a_7c15;
+    let mut secret = Secret::new(BLOCK);
+    if let Ok(secret) = &mut secret
+        && let Ok(mut memory) = secret.map(FREE)
+    {
+        for (number, word) in (1_u64..).zip(memory.chunks_exact_mut(8)) {
+            word.copy_from_slice(&black_box(number).wrapping_mul(SEED).to_le_bytes());
+        }
+    }
+    check("a secret to hold", secret.is_ok(), true);
+    if end {
+        drop(secret);
+        log!("ended");
+    } else {
+        core::mem::forget(secret);
+        log!("held");
+    }
+    loop {
+        let _ = wait();
+    }
 }

@@ -37,7 +37,7 @@ struct Machine<R> {
     served: [u64; CPUS],
     /// Request for which a CPU has flushed without having said so.
     begun: [Option<u64>; CPUS],
-    place: [Place; CPUS],
+    presence: [Presence; CPUS],
     map: FakeMap,
     /// What a CPU may reach through the direct map.
     direct: [Set; CPUS],
@@ -53,7 +53,7 @@ struct Machine<R> {
 
 /// Whether a CPU uses translations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Place {
+enum Presence {
     Here,
     /// No, with a full TLB; the request it had served before.
     Away(u64),
@@ -110,7 +110,7 @@ impl<R: Rules + Clone> Machine<R> {
             requested: 0,
             served: [0; CPUS],
             begun: [None; CPUS],
-            place: [Place::Here; CPUS],
+            presence: [Presence::Here; CPUS],
             map,
             direct: [(1 << FRAMES) - 1; CPUS],
             tables: [0; 2],
@@ -171,28 +171,28 @@ impl<R: Rules + Clone> Machine<R> {
                 };
             }
             Action::Leave(cpu) => {
-                self.place[cpu] = Place::Away(epochs.leave(cpu));
+                self.presence[cpu] = Presence::Away(epochs.place(cpu)?.leave());
                 self.served[cpu] = epochs.served(cpu);
             }
             Action::Appear(cpu) => {
-                let (last, due) = match self.place[cpu] {
-                    Place::Away(last) => (last, None),
-                    Place::Looked(last, due) => (last, due),
-                    Place::Here | Place::Back => return None,
+                let (last, due) = match self.presence[cpu] {
+                    Presence::Away(last) => (last, None),
+                    Presence::Looked(last, due) => (last, due),
+                    Presence::Here | Presence::Back => return None,
                 };
-                epochs.appear(cpu, last);
+                epochs.place(cpu)?.appear(last);
                 self.served[cpu] = epochs.served(cpu);
                 let is_done = matches!(fault, Fault::LooksFirst | Fault::NeverLooks);
-                self.place[cpu] = if is_done { Place::Here } else { Place::Back };
+                self.presence[cpu] = if is_done { Presence::Here } else { Presence::Back };
                 due.into_iter().for_each(|request| self.flush(cpu, request));
             }
-            Action::Look(cpu) => match self.place[cpu] {
-                Place::Away(last) => {
+            Action::Look(cpu) => match self.presence[cpu] {
+                Presence::Away(last) => {
                     let due = (last < self.requested).then_some(self.requested);
-                    self.place[cpu] = Place::Looked(last, due);
+                    self.presence[cpu] = Presence::Looked(last, due);
                 }
                 _ => {
-                    self.place[cpu] = Place::Here;
+                    self.presence[cpu] = Presence::Here;
                     let due = epochs.due(cpu).map(|due| due.request());
                     due.into_iter().for_each(|request| self.flush(cpu, request));
                 }
@@ -255,7 +255,7 @@ impl<R: Rules + Clone> Machine<R> {
             let is_free_with_data = state == FrameState::Free && self.data[frame].is_some();
             let is_foreign = |owner: Owner| owner != Owner::Hv;
             let has_foreign_data = self.data[frame].is_some_and(is_foreign);
-            let here = (0..CPUS).filter(|cpu| self.place[*cpu] == Place::Here);
+            let here = (0..CPUS).filter(|cpu| self.presence[*cpu] == Presence::Here);
             let in_direct_map = here.clone().any(|cpu| self.direct[cpu] & bit(frame) != 0);
             let in_reach_of_other = (0..2).any(|owner| {
                 let reached = here.clone().any(|cpu| self.reach[cpu][owner] & bit(frame) != 0);
@@ -316,16 +316,16 @@ impl<R: Rules + Clone + core::fmt::Debug + Eq + Hash + 'static> Model for Protoc
                 None => {}
                 Some(_) => actions.push(Action::CloseWindow(cpu)),
             }
-            match (machine.place[cpu], machine.begun[cpu]) {
-                (Place::Here, Some(_)) => actions.push(Action::Acknowledge(cpu)),
+            match (machine.presence[cpu], machine.begun[cpu]) {
+                (Presence::Here, Some(_)) => actions.push(Action::Acknowledge(cpu)),
                 // One CPU that goes away will do, and it is not the one with the windows.
-                (Place::Here, None) if cpu == 0 => actions.push(Action::Flush(cpu)),
-                (Place::Here, None) => actions.extend([Action::Flush(cpu), Action::Leave(cpu)]),
-                (Place::Away(_), _) if self.fault == Fault::LooksFirst => {
+                (Presence::Here, None) if cpu == 0 => actions.push(Action::Flush(cpu)),
+                (Presence::Here, None) => actions.extend([Action::Flush(cpu), Action::Leave(cpu)]),
+                (Presence::Away(_), _) if self.fault == Fault::LooksFirst => {
                     actions.push(Action::Look(cpu));
                 }
-                (Place::Away(_) | Place::Looked(..), _) => actions.push(Action::Appear(cpu)),
-                (Place::Back, _) => actions.push(Action::Look(cpu)),
+                (Presence::Away(_) | Presence::Looked(..), _) => actions.push(Action::Appear(cpu)),
+                (Presence::Back, _) => actions.push(Action::Look(cpu)),
             }
         }
         if machine.requested < REQUESTS {
@@ -354,7 +354,7 @@ impl<R: Rules + Clone + core::fmt::Debug + Eq + Hash + 'static> Model for Protoc
             Property::sometimes("a window", |_, m: &Machine<R>| m.windows[0].is_some()),
             Property::sometimes(
                 "a CPU that has to flush when it comes back",
-                |_, m: &Machine<R>| m.place[1] == Place::Back && m.served[1] < m.requested,
+                |_, m: &Machine<R>| m.presence[1] == Presence::Back && m.served[1] < m.requested,
             ),
             Property::sometimes("both foreign owners", |_, m: &Machine<R>| {
                 m.tables.iter().all(|table| *table != 0)

@@ -13,7 +13,7 @@ fn accepts(index: usize, code: Vec<u8>) -> bool {
     let manifest = Manifest::resident(words.as_bytes()).unwrap();
     let mut memory = Memory::new();
     memory.elsewhere = [(COPIES[index], code)].into();
-    is_copy(&manifest, &mut memory, COPIES[index])
+    is_copy(&manifest, Patching::ALL, &mut memory, COPIES[index])
 }
 
 /// `code` with the branch at `at` leading to `target`.
@@ -58,9 +58,9 @@ fn the_tracer_itself_and_what_is_cut_off_are_no_copies() {
     let manifest = Manifest::resident(words.as_bytes()).unwrap();
     let mut memory = Memory::new();
     memory.elsewhere = [(0x1000, copy(0, 0x1000))].into();
-    assert!(!is_copy(&manifest, &mut memory, 0x1000));
-    assert!(!is_copy(&manifest, &mut memory, i64::MAX));
-    assert!(!is_copy(&manifest, &mut memory, i64::MIN));
+    assert!(!is_copy(&manifest, Patching::ALL, &mut memory, 0x1000));
+    assert!(!is_copy(&manifest, Patching::ALL, &mut memory, i64::MAX));
+    assert!(!is_copy(&manifest, Patching::ALL, &mut memory, i64::MIN));
 }
 
 #[test]
@@ -72,9 +72,9 @@ fn only_the_first_load_is_another() {
     let load = [0x48, 0x8b, 0x15, 1, 2, 3, 4];
     memory.text[start..start + 7].copy_from_slice(&load);
     memory.elsewhere[0].1[0x30..0x37].copy_from_slice(&load);
-    assert!(is_copy(&manifest, &mut memory, COPIES[0]));
+    assert!(is_copy(&manifest, Patching::ALL, &mut memory, COPIES[0]));
     memory.elsewhere[0].1[0x34] = 9;
-    assert!(!is_copy(&manifest, &mut memory, COPIES[0]));
+    assert!(!is_copy(&manifest, Patching::ALL, &mut memory, COPIES[0]));
 }
 
 #[test]
@@ -88,7 +88,7 @@ fn a_field_does_not_hide_the_call() {
         code[LOAD_AT + 3..LOAD_AT + 7].fill(0x90);
         code[CALL_AT - 4..CALL_AT - 1].copy_from_slice(&LOAD);
     }
-    assert!(!is_copy(&manifest, &mut memory, COPIES[0]));
+    assert!(!is_copy(&manifest, Patching::ALL, &mut memory, COPIES[0]));
 }
 
 proptest! {
