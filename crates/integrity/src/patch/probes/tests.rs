@@ -155,7 +155,7 @@ proptest! {
                 Ok(other) => prop_assert!(false, "{other:?}"),
                 Err(_) => prop_assert!(!(begins && byte == 0xcc && length == 1)),
             }
-            let touched = offset as usize..offset as usize + length;
+            let touched = addr::length(offset)..addr::length(offset) + length;
             for at in touched {
                 let (now, then) = (model.memory.text[at], before[at]);
                 prop_assert!(now == then || (now == 0xcc && model.starts.contains(&(at as u64))));
