@@ -17,7 +17,7 @@ use frames::{
     Block as FrameBlock, FrameState, Leaves, MOST_BLOCKS, Owner, Ownership, OwnershipError,
     SecretError, SecretHandle, SecretSlot, Secrets, Word,
 };
-use paging::{PageTable, PagingError, TableMemory, X86_64};
+use paging::{LINE, PageTable, PagingError, TableMemory, X86_64};
 use spin::Once;
 use spin::mutex::SpinMutex;
 
@@ -452,6 +452,22 @@ impl TableMemory for Tables {
         debug_assert!(region().contains(table));
         // SAFETY: as for `read`; one aligned 8-byte store, as a walker on another CPU expects.
         unsafe { Self::entry(table, index).write_volatile(entry) };
+    }
+
+    fn read_line(&self, table: Hfn, line: usize) -> [u64; LINE] {
+        debug_assert!(region().contains(table));
+        let first = Self::entry(table, line * LINE);
+        // SAFETY: as for `read`; lines divide a table, so all of one is inside.
+        core::array::from_fn(|offset| unsafe { first.wrapping_add(offset).read_volatile() })
+    }
+
+    fn write_line(&mut self, table: Hfn, line: usize, entries: [u64; LINE]) {
+        debug_assert!(region().contains(table));
+        let first = Self::entry(table, line * LINE);
+        for (offset, entry) in entries.into_iter().enumerate() {
+            // SAFETY: as for `write` and `read_line`.
+            unsafe { first.wrapping_add(offset).write_volatile(entry) };
+        }
     }
 
     fn allocate(&mut self) -> Option<Hfn> {
