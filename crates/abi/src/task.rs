@@ -41,7 +41,8 @@ pub enum Call {
     /// `(address, pages, rights)`: maps zeroed memory at a page address; see [`rights`]. Never
     /// executable. Counts against the quota.
     Map = 1,
-    /// `(address, pages)`: unmaps memory that [`Call::Map`] mapped, all of it, and gives it back.
+    /// `(address, pages)`: unmaps memory of the task, all of it mapped and none of it secret, and
+    /// gives it back. A task that unmaps what it runs on ends by a fault.
     Unmap = 2,
     /// `(kind, token, value)`: tells the hypervisor something; see [`Said`].
     Send = 3,

@@ -98,4 +98,6 @@ pub mod vector {
     pub const UD: u8 = 6;
     /// General protection.
     pub const GP: u8 = 13;
+    /// Page fault.
+    pub const PF: u8 = 14;
 }

@@ -24,6 +24,7 @@ use abi::event::Verdict;
 use addr::PAGE_BYTES;
 use core::sync::atomic::{AtomicU64, Ordering, fence};
 use spin::mutex::{SpinMutex, SpinMutexGuard};
+use x86_defs::vector;
 
 /// A task is stopped if it has used more ticks than this and as many turns as [`MOST_TURNS`].
 const MOST_TICKS: u64 = 100_000_000;
@@ -146,14 +147,13 @@ fn after<V: Vendor>(vcpu: &Vcpu<V>, place: &mut Option<Task>, stopped: Stopped) 
         },
         Stopped::Fault { vector, error, address } => {
             let rip = task.area.rip;
-            let address = address.raw();
-            stop(
-                vcpu,
-                place,
-                format_args!(
-                    "fault {vector} at RIP {rip:#x}, address {address:#x}, error code {error:#x}"
-                ),
+            // CR2 says something of page faults only.
+            let is_page_fault = vector == u64::from(vector::PF);
+            let address = if is_page_fault { address.raw() } else { 0 };
+            let why = format_args!(
+                "fault {vector} at RIP {rip:#x}, address {address:#x}, error code {error:#x}"
             );
+            stop(vcpu, place, why);
         }
         Stopped::Stepped | Stopped::Interrupt(_) => {}
     }

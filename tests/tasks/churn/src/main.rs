@@ -17,7 +17,7 @@ const PAGE: usize = 4096;
 /// Frames per call.
 const BATCHES: [u64; 3] = [1, 32, 512];
 /// Frames that are taken in all, for each size of a batch.
-const FRAMES: u64 = 8192;
+const FRAMES: u64 = 2048;
 const BLOCK: u64 = 2 << 20;
 
 /// What is done with the memory meanwhile.
