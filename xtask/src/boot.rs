@@ -30,7 +30,7 @@ pub fn machine(
     Machine {
         kernel: kernel.to_owned(),
         initrd: initrd.to_owned(),
-        append: format!("console=ttyS0 panic=-1 ravelin.job={job}"),
+        append: format!("console=ttyS0,115200 panic=-1 ravelin.job={job}"),
         boot: Boot::Direct,
         cpus: 1,
         memory: 1 << 30,

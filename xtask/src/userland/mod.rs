@@ -133,7 +133,7 @@ fn show(value: &Value) {
 fn prepare(machine: &mut Machine, on: On, system: &Userland, extent: Extent) {
     let disk = system.disk.display();
     machine.append = format!(
-        "console=ttyS0 panic=-1 root=LABEL=ravelin log_buf_len=8M ravelin.checks={} \
+        "console=ttyS0,115200 panic=-1 root=LABEL=ravelin log_buf_len=8M ravelin.checks={} \
          ravelin.seconds={}",
         extent.checks.join(","),
         extent.seconds
