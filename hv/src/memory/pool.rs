@@ -6,8 +6,11 @@
 //! on single frames have owners ([`frames::Ownership`]), and change them under the one lock of this
 //! module, together with the direct map. What is not the hypervisor's is not in the direct map.
 
+mod own;
 #[cfg(feature = "unowned")]
 mod unowned;
+
+pub use own::{Block, Tables};
 
 use super::direct::Direct;
 use super::{DIRECT_MAP, flush, window};
@@ -17,7 +20,7 @@ use frames::{
     Block as FrameBlock, FrameState, Leaves, MOST_BLOCKS, Owner, Ownership, OwnershipError,
     SecretError, SecretHandle, SecretSlot, Secrets, Word,
 };
-use paging::{LINE, PageTable, PagingError, TableMemory, X86_64};
+use paging::{PageTable, PagingError, X86_64};
 use spin::Once;
 use spin::mutex::SpinMutex;
 
@@ -397,85 +400,4 @@ fn leak_filled<T: Clone>(count: u64, value: T) -> Option<&'static mut [T]> {
     }
     // SAFETY: as above; each value has just been written.
     Some(unsafe { core::slice::from_raw_parts_mut(first, count) })
-}
-
-/// Frames of the pool that one owner has taken for good, zeroed, and may use as bytes.
-pub struct Block {
-    frames: FrameRange<HostPhysical>,
-}
-
-impl Block {
-    /// Takes `count` consecutive frames, zeroed; only one once frames have owners.
-    pub fn take(count: u64) -> Option<Self> {
-        Some(Self { frames: take_own(count)? })
-    }
-
-    /// The first frame.
-    pub const fn start(&self) -> Hfn {
-        self.frames.start
-    }
-
-    /// The bytes, for ever.
-    pub fn leak(self) -> &'static mut [u8] {
-        let length = addr::length(self.frames.count() * PAGE_SIZE);
-        // SAFETY: `self` is the frames' only owner and is consumed; any byte is a valid u8.
-        unsafe { core::slice::from_raw_parts_mut(bytes_of(self.frames), length) }
-    }
-
-    /// The bytes as a value of type `T`, for ever. `T` must fit.
-    pub fn leak_as<T: zerocopy::FromBytes + zerocopy::IntoBytes + zerocopy::KnownLayout>(
-        self,
-    ) -> Option<&'static mut T> {
-        T::mut_from_prefix(self.leak()).ok().map(|(value, _)| value)
-    }
-}
-
-/// Table pages from the pool, for [`paging`].
-pub struct Tables;
-
-impl Tables {
-    fn entry(table: Hfn, index: usize) -> *mut u64 {
-        bytes_of(FrameRange::with_count(table, 1))
-            .cast::<u64>()
-            .wrapping_add(index % paging::ENTRIES)
-    }
-}
-
-impl TableMemory for Tables {
-    fn read(&self, table: Hfn, index: usize) -> u64 {
-        debug_assert!(region().contains(table));
-        // SAFETY: tables are pool frames, mapped at the direct map; the index stays inside.
-        unsafe { Self::entry(table, index).read_volatile() }
-    }
-
-    fn write(&mut self, table: Hfn, index: usize, entry: u64) {
-        debug_assert!(region().contains(table));
-        // SAFETY: as for `read`; one aligned 8-byte store, as a walker on another CPU expects.
-        unsafe { Self::entry(table, index).write_volatile(entry) };
-    }
-
-    fn read_line(&self, table: Hfn, line: usize) -> [u64; LINE] {
-        debug_assert!(region().contains(table));
-        let first = Self::entry(table, line * LINE);
-        // SAFETY: as for `read`; lines divide a table, so all of one is inside.
-        core::array::from_fn(|offset| unsafe { first.wrapping_add(offset).read_volatile() })
-    }
-
-    fn write_line(&mut self, table: Hfn, line: usize, entries: [u64; LINE]) {
-        debug_assert!(region().contains(table));
-        let first = Self::entry(table, line * LINE);
-        for (offset, entry) in entries.into_iter().enumerate() {
-            // SAFETY: as for `write` and `read_line`.
-            unsafe { first.wrapping_add(offset).write_volatile(entry) };
-        }
-    }
-
-    fn allocate(&mut self) -> Option<Hfn> {
-        take_own(1).map(|frames| frames.start)
-    }
-
-    fn free(&mut self, table: Hfn) {
-        // Before there are owners nothing is given back; and nobody but the hypervisor has tables.
-        let _ = give_back(&[table], Owner::Hv);
-    }
 }
