@@ -189,6 +189,8 @@ static enum result secret_pages(struct run *run)
 	    !heki_answers(run, "too many", hypercall(MAKE_SECRET, frame, 513, 0), -22) ||
 	    !heki_answers(run, "no RAM", hypercall(MAKE_SECRET, 0xfee00, 1, 0), -14) ||
 	    !heki_answers(run, "overflow", hypercall(MAKE_SECRET, -1ull, 2, 0), -14) ||
+	    !heki_answers(run, "text",
+			  hypercall(MAKE_SECRET, physical_of(_printk) >> PAGE_SHIFT, 1, 0), -1) ||
 	    !heki_answers(run, "secret", hypercall(MAKE_SECRET, frame, 1, 0), 0))
 		goto free;
 	list->count = 0;

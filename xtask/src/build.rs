@@ -102,9 +102,13 @@ impl Built {
         Protection::Ravelin { hypervisor, policy, manifest: None, tasks }
     }
 
-    /// The hypervisor with a task that churns memory, with or without ownership.
-    pub fn churn(&self, owned: bool) -> Protection {
-        let hypervisor = if owned { self.hypervisor.clone() } else { variant(UNOWNED) };
+    /// A build of the hypervisor with a task that churns memory.
+    pub fn churn(&self, unmapped: Unmapped) -> Protection {
+        let hypervisor = match unmapped {
+            Unmapped::Kept => self.hypervisor.clone(),
+            Unmapped::Handed => variant(HANDING),
+            Unmapped::Unowned => variant(UNOWNED),
+        };
         let churn = target().join("release/churn");
         let tasks = Tasks { warden: Some(self.warden.clone()), others: vec![churn] };
         Protection::Ravelin { hypervisor, policy: Policy::default(), manifest: None, tasks }
@@ -159,8 +163,21 @@ pub const FREESTANDING: [&str; 6] = ["freestanding", "hv", "task-rt", "warden", 
 
 /// The hypervisor's test build in which a bug is planted, by the name of its feature.
 const PLANTED: &str = "planted";
+/// The one in which all that a task unmaps changes hands.
+const HANDING: &str = "handing";
 /// The one that keeps frames of tasks out of quarantine.
 const UNOWNED: &str = "unowned";
+
+/// What becomes of frames that a task unmaps, in builds of the hypervisor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unmapped {
+    /// The task keeps them, up to 2 MiB: the normal build.
+    Kept,
+    /// They change hands.
+    Handed,
+    /// They go to the next use without quarantine.
+    Unowned,
+}
 
 /// Builds the hypervisor with its tasks, and the command.
 ///
@@ -198,7 +215,8 @@ fn variant(feature: &str) -> PathBuf {
 ///
 /// # Errors
 /// It does not build.
-pub fn build_unowned() -> anyhow::Result<()> {
+pub fn build_for_memory() -> anyhow::Result<()> {
+    build_variant(HANDING)?;
     build_variant(UNOWNED)?;
     // The normal one goes back to its place.
     let build = ["build", "--quiet", "--release", "--package", "hv"];

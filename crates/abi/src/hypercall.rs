@@ -8,7 +8,7 @@ pub const READ_COUNTER: u64 = 0x5256_4c4e_0000_0000;
 /// Number in RAX that makes pages secret: RCX pages from guest-physical frame RBX on, all of them
 /// RAM, at most [`MOST_SECRET_PAGES`]. When it is answered, no window of the hypervisor's is open on
 /// them, and none opens until [`MAKE_ORDINARY`]: no task and no other VM can reach them. The answer
-/// is 0 or a negative errno value: EPERM (CPL is not 0), EINVAL, EFAULT (not RAM). A guest that makes
+/// is 0 or a negative errno value: EPERM (CPL is not 0, or a page is code or locked), EINVAL, EFAULT (not RAM). A guest that makes
 /// its page tables or code secret has accesses refused that the hypervisor would have to look at.
 pub const MAKE_SECRET: u64 = 0x5256_4c4e_0000_0001;
 /// Number in RAX that undoes [`MAKE_SECRET`]. The guest is to clear the pages first.
@@ -29,7 +29,7 @@ pub mod feature {
 }
 /// Errors of the calls but [`READ_COUNTER`], as Linux numbers them.
 pub mod errno {
-    /// The caller is not at CPL 0.
+    /// The caller is not at CPL 0, or a page is code or locked.
     pub const EPERM: u64 = 1;
     /// More than is written at once.
     pub const E2BIG: u64 = 7;

@@ -1,6 +1,6 @@
 //! Decodes the few guest instructions that a hypervisor on AMD SVM must complete or name itself:
 //! CPUs without decode assists report that an instruction was intercepted, not what it was. Of all
-//! others [`length`] tells where they end.
+//! others [`length()`] tells where they end.
 //!
 //! What always holds: bytes that [`decode`] does not know for certain give `None`, never a guess;
 //! no more than [`MAX_LENGTH`] bytes are looked at; nothing is read but the arguments. Numbers in

@@ -141,6 +141,15 @@ pub fn tidy(cpu: usize) {
     let _ = with_owners(|owners, direct| owners.frames.bring_back(0, direct));
 }
 
+/// Zeroes frames that are not in the direct map, and mapped nowhere now.
+pub fn clear_unmapped(frames: &[Hfn]) {
+    // The window that zeroes is used with this lock held.
+    let _pool = POOL.lock();
+    for frame in frames {
+        window::clear_vacant(*frame);
+    }
+}
+
 /// Whether frames all belong to `owner`.
 pub fn are_owned(frames: &[Hfn], owner: Owner) -> bool {
     POOL.lock().owners.as_ref().is_some_and(|owners| {

@@ -1,7 +1,7 @@
 //! From a task's image to a task that can run.
 
 use super::area::Area;
-use super::memory::{Here, Space, pages, user};
+use super::memory::{Here, Kept, Space, pages, user};
 use super::{ALIVE, SLOTS, Task, make_ready, turn};
 use crate::cpu::instructions::ticks_per_second;
 use crate::log;
@@ -12,6 +12,7 @@ use abi::task::{CallError, INFO, Info, STACK_BYTES, STACK_TOP};
 use addr::PAGE_SIZE;
 use arrayvec::{ArrayString, ArrayVec};
 use core::sync::atomic::Ordering;
+use spin::mutex::SpinMutex;
 use zerocopy::IntoBytes;
 
 /// Frames that a task may map besides what it is loaded with: 4 MiB.
@@ -45,7 +46,7 @@ pub fn load(
         secret_quota: pool::SECRET_QUOTA,
         policy: policy.to_record(),
     };
-    let space = build(here, id, &image, &info).map_err(|_| NO_MEMORY)?;
+    let space = build(here, id, &slot.kept, &image, &info).map_err(|_| NO_MEMORY)?;
     let name = image.name().and_then(|name| ArrayString::from(name).ok()).unwrap_or_default();
     let area = Area::new(space.root(), image.entry(), STACK_TOP, INFO);
     let task = Task {
@@ -67,8 +68,14 @@ pub fn load(
     Ok(())
 }
 
-fn build(here: Here<'_>, id: u32, image: &Image<'_>, info: &Info) -> Result<Space, CallError> {
-    let mut space = Space::new(id, u32::MAX)?;
+fn build(
+    here: Here<'_>,
+    id: u32,
+    kept: &'static SpinMutex<Kept>,
+    image: &Image<'_>,
+    info: &Info,
+) -> Result<Space, CallError> {
+    let mut space = Space::new(id, u32::MAX, kept)?;
     let filled = fill(&mut space, here, image, info);
     match filled {
         Ok(()) => {

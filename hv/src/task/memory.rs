@@ -10,8 +10,10 @@ use crate::memory::space;
 use crate::memory::window::Windows;
 use abi::task::{CallError, END, START};
 use addr::{FrameRange, Hfn, HostVirtual, Hva, PAGE_SIZE};
+use arrayvec::ArrayVec;
 use frames::{Owner, OwnershipError};
 use paging::{HostRights, Level, PageTable, PagingError, X86_64};
+use spin::mutex::SpinMutex;
 
 /// The CPU that does it.
 #[derive(Clone, Copy)]
@@ -28,7 +30,15 @@ pub struct Space {
     owner: Owner,
     /// Frames that [`Space::map`] may still take.
     quota: u32,
+    /// Frames of the task that it does not map at the moment.
+    kept: &'static SpinMutex<Kept>,
 }
+
+/// Frames that a task has unmapped.
+pub type Kept = ArrayVec<Hfn, KEPT>;
+
+/// Most of them: 2 MiB. None in the test build in which all that is unmapped changes hands.
+const KEPT: usize = if cfg!(feature = "handing") { 0 } else { 512 };
 
 /// Rights of a task's page.
 pub const fn user(write: bool, execute: bool) -> HostRights {
@@ -70,9 +80,9 @@ fn refused(error: PagingError) -> CallError {
 
 impl Space {
     /// An empty space of task `id`, which may map `quota` frames.
-    pub fn new(id: u32, quota: u32) -> Result<Self, CallError> {
+    pub fn new(id: u32, quota: u32, kept: &'static SpinMutex<Kept>) -> Result<Self, CallError> {
         let table = space::new_task_table().map_err(refused)?;
-        Ok(Self { table, owner: Owner::Task(id), quota })
+        Ok(Self { table, owner: Owner::Task(id), quota, kept })
     }
 
     /// For CR3.
@@ -116,16 +126,14 @@ impl Space {
         part: FrameRange<HostVirtual>,
         rights: HostRights,
     ) -> Result<(), CallError> {
-        let frames =
-            pool::take(here.cpu, self.owner, addr::length(part.count())).map_err(no_memory)?;
+        let frames = self.take(here, addr::length(part.count()))?;
         for (number, (page, frame)) in part.iter().zip(&frames).enumerate() {
             let page = FrameRange::with_count(page, 1);
             let mapped = self.table.map(&mut Tables, page, *frame, rights, Level::Page4K);
             if let Err(error) = mapped {
                 self.unmap_mapped(FrameRange::new(part.start, page.start));
                 // The others were never mapped.
-                let rest = frames.get(number..).unwrap_or_default();
-                let _ = pool::give_back(rest, self.owner);
+                self.give_back(frames.get(number..).unwrap_or_default());
                 return Err(refused(error));
             }
         }
@@ -161,8 +169,41 @@ impl Space {
         for part in parts(pages) {
             let frames = self.frames_of(part);
             self.unmap_leaves(part);
-            let _ = pool::give_back(&frames, self.owner);
+            self.give_back(&frames);
         }
+    }
+
+    /// Frames of the task, zeroed: those that it has unmapped before, then new ones.
+    fn take(&mut self, here: Here<'_>, count: usize) -> Result<Frames64, CallError> {
+        let mut frames = Frames64::new();
+        while frames.len() < count
+            && let Some(frame) = self.kept.lock().pop()
+        {
+            frames.push(frame);
+        }
+        if frames.len() < count {
+            match pool::take(here.cpu, self.owner, count - frames.len()) {
+                Ok(more) => frames.extend(more),
+                Err(error) => {
+                    self.give_back(&frames);
+                    return Err(no_memory(error));
+                }
+            }
+        }
+        Ok(frames)
+    }
+
+    /// Keeps frames that the task has unmapped, zeroed, for when it maps some again: so long they
+    /// change no owner, and nobody has to flush. What finds no room goes back to the pool.
+    fn give_back(&mut self, frames: &[Hfn]) {
+        let mut kept = self.kept.lock();
+        let room = KEPT - kept.len();
+        let (mine, others) = frames.split_at(room.min(frames.len()));
+        pool::clear_unmapped(mine);
+        kept.extend(mine.iter().copied());
+        drop(kept);
+        // They were the task's until now.
+        let _ = pool::give_back(others, self.owner);
     }
 
     fn unmap_leaves(&mut self, pages: FrameRange<HostVirtual>) {
@@ -192,6 +233,9 @@ impl Space {
             let Some((pages, _)) = next else { break };
             self.unmap_mapped(pages);
         }
+        let kept = core::mem::take(&mut *self.kept.lock());
+        // They were the task's until now.
+        let _ = pool::give_back(&kept, self.owner);
         space::destroy_task_table(here.cpu, self.table);
     }
 

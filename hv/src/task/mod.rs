@@ -26,7 +26,7 @@ use arrayvec::{ArrayString, ArrayVec};
 use core::sync::atomic::{AtomicU32, Ordering};
 use frames::Leaves;
 use inbox::{Inbox, Post};
-use memory::{Here, Space};
+use memory::{Here, Kept, Space};
 use paging::{PageTable, X86_64};
 use secret::Mapped;
 use spin::mutex::{SpinMutex, SpinMutexGuard};
@@ -63,12 +63,17 @@ struct Grant {
 /// it with another lock held.
 struct Slot {
     inbox: SpinMutex<Inbox>,
+    kept: SpinMutex<Kept>,
     task: SpinMutex<Option<Task>>,
 }
 
-static SLOTS: [Slot; MOST_TASKS] =
-    [const { Slot { inbox: SpinMutex::new(Inbox::new()), task: SpinMutex::new(None) } };
-        MOST_TASKS];
+static SLOTS: [Slot; MOST_TASKS] = [const {
+    Slot {
+        inbox: SpinMutex::new(Inbox::new()),
+        kept: SpinMutex::new(Kept::new_const()),
+        task: SpinMutex::new(None),
+    }
+}; MOST_TASKS];
 /// A bit per task that may have something to do. Set before anybody looks whether the task runs,
 /// cleared by the CPU that runs it.
 static READY: AtomicU32 = AtomicU32::new(0);

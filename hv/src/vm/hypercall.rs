@@ -15,6 +15,7 @@ use abi::hypercall::{
     READ_COUNTER, SAVE_STATE, UNKNOWN,
 };
 use addr::{FrameRange, Gfn};
+use integrity::state::PageState;
 use spin::mutex::SpinMutex;
 
 /// The counters of which each exit increments exactly one.
@@ -103,6 +104,13 @@ fn set_secret(vcpu: &Vcpu<impl Vendor>, make: bool) -> u64 {
     if first.checked_add(count).is_none() || !frames.iter().all(|frame| vcpu.vm.is_ram(frame)) {
         return refused(EFAULT);
     }
+    // What the hypervisor must look at to keep the kernel's promises stays open to it.
+    let memory = vcpu.vm.memory.lock();
+    let is_data = |frame| memory.page(frame).is_some_and(|page| page.state == PageState::Data);
+    if make && !frames.iter().all(is_data) {
+        return refused(EPERM);
+    }
+    drop(memory);
     secret::set(frames, make);
     // A window that another CPU had open is closed when it has served this.
     flush::everywhere(vcpu.index);

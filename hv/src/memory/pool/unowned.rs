@@ -1,8 +1,7 @@
 //! Test build only: frames of tasks that go from one use to the next without leaving their owner,
 //! zeroed and nothing else. `cargo xtask bench` compares with it.
 
-use super::{Frames64, POOL};
-use crate::memory::window;
+use super::{Frames64, clear_unmapped};
 use addr::Hfn;
 use arrayvec::ArrayVec;
 use frames::Owner;
@@ -26,11 +25,7 @@ pub fn keep(frames: &[Hfn], owner: Owner) -> &[Hfn] {
     let mut kept = KEPT.lock();
     let room = if owner == TASK { kept.remaining_capacity() } else { 0 };
     let (mine, others) = frames.split_at(room.min(frames.len()));
-    // The window that zeroes is used with this lock held.
-    let _pool = POOL.lock();
-    for frame in mine {
-        window::clear_vacant(*frame);
-        kept.push(*frame);
-    }
+    clear_unmapped(mine);
+    kept.extend(mine.iter().copied());
     others
 }
