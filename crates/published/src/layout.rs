@@ -66,6 +66,7 @@ pub(crate) fn slot(sequence: u64) -> usize {
 }
 
 /// The word of a CPU's counter.
+#[inline]
 pub(crate) const fn counter(cpu: usize, counter: Counter) -> usize {
     COUNTERS_AT + cpu * CPU_WORDS + counter as usize
 }

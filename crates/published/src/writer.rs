@@ -49,6 +49,7 @@ impl Region {
     }
 
     /// Adds one to a counter of a CPU, which alone may call this.
+    #[inline]
     pub fn count(&self, cpu: usize, what: Counter) {
         self.add_one(counter(cpu, what));
     }
@@ -69,6 +70,7 @@ impl Region {
         write_record(header, payload, &mut |index, value| self.put(index, value));
     }
 
+    #[inline]
     fn add_one(&self, index: usize) {
         // A load and a store suffice, since nobody else stores there.
         self.put(index, self.get(index).wrapping_add(1));
@@ -80,10 +82,12 @@ impl Region {
         }
     }
 
+    #[inline]
     pub(crate) fn get(&self, index: usize) -> u64 {
         self.0.get(index).map_or(0, |word| word.load(Ordering::Acquire))
     }
 
+    #[inline]
     fn put(&self, index: usize, value: u64) {
         // Every index that is used lies inside, by the layout.
         if let Some(word) = self.0.get(index) {

@@ -37,6 +37,7 @@ impl CpuShared {
     }
 
     /// Adds one to a counter. Only the CPU itself counts.
+    #[inline]
     pub fn count(&self, counter: Counter) {
         REGION.count(self.index, counter);
     }
