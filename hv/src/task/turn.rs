@@ -27,7 +27,7 @@ use spin::mutex::{SpinMutex, SpinMutexGuard};
 use x86_defs::vector;
 
 /// A task is stopped if it has used more ticks than this and as many turns as [`MOST_TURNS`].
-const MOST_TICKS: u64 = 100_000_000;
+const MOST_TICKS: u64 = 2_000_000_000;
 /// Turns ended by an interrupt since it last waited.
 const MOST_TURNS: u32 = 64;
 /// Most instructions of an answer.
