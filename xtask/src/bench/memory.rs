@@ -145,7 +145,7 @@ impl Memory {
         ];
         let mut table = table(header);
         for row in &self.churn {
-            let goal = if row.touched == ALL {
+            let goal = if row.touched == ALL && row.cpus == 1 {
                 let met = if row.ratio <= self.goal { "met" } else { "MISSED" };
                 format!("{} {met}", self.goal)
             } else {
