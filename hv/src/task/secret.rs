@@ -22,8 +22,11 @@ pub struct Mapped {
 
 fn refused(error: SecretError) -> CallError {
     match error {
-        SecretError::BadSize(_) => CallError::Invalid,
-        SecretError::Quota { .. } | SecretError::Frames(_) => CallError::NoMemory,
+        SecretError::BadSize(0) => CallError::Invalid,
+        // More than any secret may have is beyond every quota.
+        SecretError::BadSize(_) | SecretError::Quota { .. } | SecretError::Frames(_) => {
+            CallError::NoMemory
+        }
         SecretError::NoSlot => CallError::TooMany,
         SecretError::BadHandle => CallError::BadHandle,
     }
