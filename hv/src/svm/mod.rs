@@ -16,7 +16,7 @@ use core::arch::{asm, global_asm};
 use x86_defs::msr;
 use x86_defs::svm::Vmcb;
 
-global_asm!(include_str!("switch.s"), options(raw));
+global_asm!(include_str!("../cpu/registers.s"), include_str!("switch.s"), options(raw));
 
 const FEATURES: u32 = 0x8000_0001;
 const FEATURE_SVM: u32 = 1 << 2;

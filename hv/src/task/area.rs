@@ -5,7 +5,7 @@ use addr::{Hfn, Hva};
 use core::arch::global_asm;
 use x86_defs::{rflags, vector};
 
-global_asm!(include_str!("switch.s"), options(raw));
+global_asm!(include_str!("../cpu/registers.s"), include_str!("switch.s"), options(raw));
 
 unsafe extern "C" {
     fn task_enter(area: *mut Area);

@@ -10,12 +10,7 @@
 .global task_enter
 .balign 64
 task_enter:
-    push rbx
-    push rbp
-    push r12
-    push r13
-    push r14
-    push r15
+    push_preserved
     mov [rdi + 176], rsp
     mov rax, cr3
     mov [rdi + 184], rax
@@ -29,20 +24,7 @@ task_enter:
     mov rax, [rdi + 144]
     mov cr3, rax
     mov rax, [rdi]
-    mov rcx, [rdi + 8]
-    mov rdx, [rdi + 16]
-    mov rbx, [rdi + 24]
-    mov rbp, [rdi + 40]
-    mov rsi, [rdi + 48]
-    mov r8, [rdi + 64]
-    mov r9, [rdi + 72]
-    mov r10, [rdi + 80]
-    mov r11, [rdi + 88]
-    mov r12, [rdi + 96]
-    mov r13, [rdi + 104]
-    mov r14, [rdi + 112]
-    mov r15, [rdi + 120]
-    mov rdi, [rdi + 56]
+    load_registers
     iretq
 
 # From traps.s, on the exceptions' stack: vector, error code, and the five words of the CPU; above
@@ -53,19 +35,8 @@ task_stopped:
     push rdi
     mov rdi, [rsp + 64]
     mov [rdi], rax
-    mov [rdi + 8], rcx
-    mov [rdi + 16], rdx
-    mov [rdi + 24], rbx
-    mov [rdi + 40], rbp
-    mov [rdi + 48], rsi
-    mov [rdi + 64], r8
-    mov [rdi + 72], r9
-    mov [rdi + 80], r10
-    mov [rdi + 88], r11
-    mov [rdi + 96], r12
-    mov [rdi + 104], r13
-    mov [rdi + 112], r14
-    mov [rdi + 120], r15
+    save_low
+    save_high
     pop [rdi + 56]
     pop [rdi + 152]                     # vector
     pop [rdi + 160]                     # error code
@@ -87,10 +58,5 @@ task_stopped:
     mov ss, eax
     mov ds, eax
     mov es, eax
-    pop r15
-    pop r14
-    pop r13
-    pop r12
-    pop rbp
-    pop rbx
+    pop_preserved
     ret

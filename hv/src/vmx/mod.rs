@@ -25,7 +25,7 @@ use mtrr::{MemoryTypes, MtrrError};
 use paging::EptCapabilities;
 use x86_defs::{msr, vmx};
 
-global_asm!(include_str!("switch.s"), options(raw));
+global_asm!(include_str!("../cpu/registers.s"), include_str!("switch.s"), options(raw));
 
 const FEATURE_VMX: u32 = 1 << 5;
 const FEATURE_MTRR: u32 = 1 << 12;
