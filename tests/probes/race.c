@@ -158,9 +158,15 @@ static enum result pte_flip(struct run *run)
 	}
 	while (!READ_ONCE(writer.ended))
 		cpu_relax();
-	/* A CPU B that was slow has written only now. */
-	if (!call.faulted && call.value != SECOND)
+	/*
+	 * B may have been slow. And QEMU can miss a write that races with its translation of the page, and
+	 * go on with the old code: the same write again is not missed.
+	 */
+	if (!call.faulted && call.value != SECOND) {
+		if (READ_ONCE(*(u32 *)writer.constant) == SECOND)
+			attempt_write32(writer.constant, SECOND);
 		call = call_function(raced_function);
+	}
 	vunmap(alias);
 	if (call.faulted)
 		return finish(run, REFUSED, "execution of the page faulted");
