@@ -17,8 +17,8 @@ use frames::{Owner, SecretHandle};
 
 const _: () = assert!(planted::DIRECT_MAP == DIRECT_MAP.raw() && planted::WINDOWS == WINDOWS.raw());
 
-/// A task that is not there.
-const TASK: u32 = 0x77;
+/// A task that is not there, and has what is taken for it.
+pub const TASK: u32 = 0x77;
 /// Ticks after which nobody waits any more.
 const PATIENCE: u64 = 1 << 36;
 

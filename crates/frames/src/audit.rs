@@ -1,6 +1,7 @@
 //! The audit: judges every leaf of every page table in the machine by the five rules of memory.
 //!
-//! 1. A frame has one owner: no table reaches a frame of another, nor one that has no owner.
+//! 1. A frame has one owner: no table reaches a frame of another, nor one that has no owner; and no
+//!    frame belongs to a task that has ended.
 //! 2. The hypervisor's tables map its own frames only. A frame of a VM or a task is reached through
 //!    a window, which executes nothing.
 //! 3. Leaves are counted by size, so that it shows whether the large ones come back.
@@ -90,6 +91,23 @@ impl<'a, U: Uses + ?Sized> Audit<'a, U> {
         }
     }
 
+    /// Judges the owners of frames by the tasks that there are.
+    pub fn owners(&mut self, frames: FrameRange<HostPhysical>, is_there: impl Fn(u32) -> bool) {
+        let mut rest = frames;
+        while !rest.is_empty() && self.first.is_none() {
+            let (used, count) = self.uses.run(rest);
+            let left = match used {
+                Use::Task(task) => !is_there(task),
+                Use::Secret(secret) => !self.uses.task_of(secret).is_some_and(&is_there),
+                _ => false,
+            };
+            if left {
+                self.first = Some(Finding::Left { frame: rest.start, used });
+            }
+            rest.start = rest.start.plus(count.clamp(1, rest.count()));
+        }
+    }
+
     /// Runs of leaves judged so far.
     pub const fn runs(&self) -> u64 {
         self.runs
@@ -115,7 +133,7 @@ impl<'a, U: Uses + ?Sized> Audit<'a, U> {
             let (used, count) = self.uses.run(rest);
             if let Some(broken) = self.broken(space, leaf, used) {
                 let page = leaf.page.wrapping_add(start.raw() - leaf.frames.start.raw());
-                return Err(Finding { space, page, frame: start, broken });
+                return Err(Finding::Leaf { space, page, frame: start, broken });
             }
             start = start.plus(count.clamp(1, rest.count()));
         }

@@ -37,8 +37,9 @@ pub struct Report {
 pub fn all(vm: &Vm<impl Vendor>, cpu: usize) -> Result<Report, Finding> {
     let outcome = judge_all(vm, cpu);
     let is_window_on_secret = |finding: &Finding| {
-        matches!(finding.space, Space::Window(_))
-            && matches!(finding.broken, Broken::Foreign(Use::VmSecret(_)))
+        use Broken::Foreign;
+        let Finding::Leaf { space, broken, .. } = finding else { return false };
+        matches!((space, broken), (Space::Window(_), Foreign(Use::VmSecret(_))))
     };
     if outcome.as_ref().is_err_and(is_window_on_secret) {
         // It may have been open before the guest made the frame secret. Then it is closed when all
@@ -76,11 +77,21 @@ fn judge_all(vm: &Vm<impl Vendor>, cpu: usize) -> Result<Report, Finding> {
                 judge(&mut audit, table, |_| Space::Task(number));
             }
             memory.audit(&mut audit);
+            audit.owners(pool::region(), |number| is_there(&tasks, number));
             audit.outcome()?;
             let second_stage = audit.leaves(Space::SecondStage(vm::PRIMARY));
             Ok(Report { runs: audit.runs(), second_stage })
         })
     })
+}
+
+/// Whether there is such a task.
+fn is_there(tasks: &task::Held, number: u32) -> bool {
+    #[cfg(feature = "planted")]
+    if number == crate::planted::TASK {
+        return true;
+    }
+    tasks.iter().filter_map(|task| task.as_ref()).any(|task| task.table().0 == number)
 }
 
 /// Does `work` with what each frame is there for. Before frames have owners there is nothing to

@@ -44,6 +44,13 @@ pub struct Spent {
     ticks: u64,
 }
 
+impl Spent {
+    /// Adds the ticks since `before`.
+    fn charge(&mut self, before: u64) {
+        self.ticks = self.ticks.saturating_add(time_stamp().wrapping_sub(before));
+    }
+}
+
 /// How a turn ended.
 enum End {
     /// The task waits for a message that is not there.
@@ -108,19 +115,28 @@ fn turn<V: Vendor>(
         let timer = BorrowedTimer::start();
         let before = time_stamp();
         let stopped = enter(vcpu, task, Pace::Free);
-        task.spent.ticks += time_stamp().wrapping_sub(before);
         drop(timer);
         match stopped {
             Stopped::Interrupt(vector) => {
                 vcpu.inject_interrupt(vector);
+                task.spent.charge(before);
                 task.spent.turns += 1;
                 if task.spent.turns >= MOST_TURNS && task.spent.ticks >= MOST_TICKS {
-                    stop(vcpu, place, format_args!("ran too long without waiting"));
+                    let rip = task.area.rip;
+                    stop(
+                        vcpu,
+                        place,
+                        format_args!("ran too long without waiting, at RIP {rip:#x}"),
+                    );
                 }
                 return End::Interrupted;
             }
             other => {
                 after(vcpu, place, other);
+                // What the hypervisor does for a task is the task's time too.
+                if let Some(task) = place.as_mut() {
+                    task.spent.charge(before);
+                }
             }
         }
     }

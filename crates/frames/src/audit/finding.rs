@@ -4,21 +4,29 @@ use super::{Space, Use};
 use addr::{Hfn, PAGE_SHIFT};
 use core::fmt;
 
-/// A leaf that breaks a rule.
+/// What breaks a rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{space} at {address:#x}, frame {frame:?}: {broken}",
-    address = page << PAGE_SHIFT
-)]
-pub struct Finding {
-    /// Whose table it is in.
-    pub space: Space,
-    /// The page, virtual or guest-physical, by its number.
-    pub page: u64,
-    /// The frame that it leads to.
-    pub frame: Hfn,
-    /// What is wrong with it.
-    pub broken: Broken,
+pub enum Finding {
+    /// A leaf.
+    #[error("{space} at {address:#x}, frame {frame:?}: {broken}", address = page << PAGE_SHIFT)]
+    Leaf {
+        /// Whose table it is in.
+        space: Space,
+        /// The page, virtual or guest-physical, by its number.
+        page: u64,
+        /// The frame that it leads to.
+        frame: Hfn,
+        /// What is wrong with it.
+        broken: Broken,
+    },
+    /// A frame whose owner has ended.
+    #[error("frame {frame:?} is still {used}, which has ended")]
+    Left {
+        /// The frame.
+        frame: Hfn,
+        /// What it was there for.
+        used: Use,
+    },
 }
 
 /// How a leaf breaks a rule.

@@ -132,7 +132,7 @@ fn first_finding(tables: &[(Space, AuditedLeaf)], plain: &Plain) -> Option<Findi
         let pages = (0..).map(|offset| leaf.page.wrapping_add(offset));
         leaf.frames.iter().zip(pages).find_map(|(frame, page)| {
             let broken = judge(*space, *leaf, plain.of(frame), plain)?;
-            Some(Finding { space: *space, page, frame, broken })
+            Some(Finding::Leaf { space: *space, page, frame, broken })
         })
     })
 }
@@ -180,6 +180,21 @@ proptest! {
         prop_assert_eq!(audit.outcome().err(), first_finding(&[odd], &plain));
     }
 
+    /// The first frame whose task is not there is found, and no other.
+    #[test]
+    fn finds_what_an_ended_task_has_left(plain in plain(), there in any::<[bool; 2]>()) {
+        let is_there = |task: u32| there.get(task as usize).copied().unwrap_or(false);
+        let is_left = |frame: &Hfn| match plain.of(*frame) {
+            Use::Task(task) => !is_there(task),
+            Use::Secret(secret) => !plain.task_of(secret).is_some_and(is_there),
+            _ => false,
+        };
+        let mut audit = Audit::new(&plain);
+        audit.owners(range(0, FRAMES), is_there);
+        let first = range(0, FRAMES).iter().find(is_left);
+        let finding = first.map(|frame| Finding::Left { frame, used: plain.of(frame) });
+        prop_assert_eq!(audit.outcome().err(), finding);
+    }
 }
 
 proptest! {
@@ -261,5 +276,11 @@ fn a_finding_says_where() {
     assert_eq!(
         audit.outcome().unwrap_err().to_string(),
         "the hypervisor's table at 0xffff800000001000, frame hpa:0x1: it reaches task 2's"
+    );
+    let mut audit = Audit::new(&plain);
+    audit.owners(range(0, 2), |_| false);
+    assert_eq!(
+        audit.outcome().unwrap_err().to_string(),
+        "frame hpa:0x1 is still task 2's, which has ended"
     );
 }

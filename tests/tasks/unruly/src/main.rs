@@ -7,6 +7,7 @@
 #![expect(clippy::panic, reason = "one of the things that a task may do wrong")]
 
 mod acts;
+mod busy;
 mod fuzz;
 mod memory;
 mod secrets;
@@ -39,6 +40,7 @@ fn run(info: &Info) -> u64 {
         "hold-secret" => secrets::hold(false),
         "spend-secret" => secrets::hold(true),
         _ if name.starts_with("fuzz") => fuzz::calls(name),
+        _ if name.starts_with("busy-") => return busy::for_ever(name),
         _ => return UNKNOWN,
     }
     log!("done");
