@@ -233,7 +233,7 @@ mod tests {
             emulator: Emulator::Bochs { program: "bochs".into() },
             accel: Accel::Tcg,
             cpu: cpu.map(str::to_owned),
-            icount: false,
+            icount: None,
             no_reboot: false,
             timeout: None,
             extra: Vec::new(),

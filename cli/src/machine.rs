@@ -48,9 +48,10 @@ pub struct Machine {
     /// Another CPU model than the one that suits, in the emulator's words: `EPYC-v4,-svm` for
     /// QEMU, `corei7_skylake_x,-vmx` for Bochs.
     pub cpu: Option<String>,
-    /// One instruction per nanosecond of guest time, so that counts repeat exactly. One CPU only.
+    /// QEMU's clock is a count of instructions, each as many nanoseconds as 2 to the power of this,
+    /// so that counts repeat exactly. One CPU only.
     /// Bochs always counts: its time-stamp counter advances by one with every instruction.
-    pub icount: bool,
+    pub icount: Option<u8>,
     /// A reset by the guest ends the run.
     pub no_reboot: bool,
     /// The run is ended after this time.

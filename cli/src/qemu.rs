@@ -44,9 +44,9 @@ pub fn command(
     if machine.no_reboot {
         qemu.arg("-no-reboot");
     }
-    if machine.icount {
-        qemu.args(["-icount", "shift=0,sleep=off", "-rtc", "base=2026-01-01,clock=vm"])
-            .args(["-seed", "1"]);
+    if let Some(shift) = machine.icount {
+        let icount = format!("shift={shift},sleep=off");
+        qemu.args(["-icount", &icount, "-rtc", "base=2026-01-01,clock=vm"]).args(["-seed", "1"]);
     }
     if let Protection::Ravelin { .. } = machine.protection {
         let events = scratch.path("events");

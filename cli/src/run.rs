@@ -102,7 +102,7 @@ fn machine(args: &Run) -> anyhow::Result<Machine> {
         },
         accel: args.accel.into(),
         cpu: args.cpu.clone(),
-        icount: false,
+        icount: None,
         no_reboot: args.no_reboot,
         timeout: args.timeout.map(Duration::from_secs),
         extra: args.extra.clone(),

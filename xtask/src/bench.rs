@@ -251,7 +251,7 @@ fn one_run(
     let mut machine = built.machine(on, Flavour::Cloud, job, protection.clone())?;
     // Instructions must not depend on where the kernel and its processes happen to be.
     machine.append += " nokaslr norandmaps";
-    machine.icount = icount;
+    machine.icount = icount.then_some(0);
     machine.timeout = Some(Duration::from_secs(300));
     let log = format!("bench-{on}-{what}-{}", name.replace(", ", "-").replace(' ', "-"));
     let report = boot(&log, &machine, &mut |word, value| {

@@ -38,7 +38,7 @@ pub fn machine(
         emulator,
         accel: Accel::Tcg,
         cpu: None,
-        icount: false,
+        icount: None,
         no_reboot: true,
         timeout: Some(Duration::from_secs(180)),
         extra: Vec::new(),

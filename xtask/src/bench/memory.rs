@@ -99,7 +99,7 @@ fn one_run(
     let step = Step::begin(&format!("measure {name}"), None);
     let mut machine = built.machine(on, Flavour::Cloud, "poweroff", built.churn(unmapped))?;
     machine.cpus = cpus;
-    machine.icount = on == On::Qemu;
+    machine.icount = (on == On::Qemu).then_some(0);
     machine.append += " nokaslr norandmaps";
     machine.timeout = Some(Duration::from_secs(1800));
     let report = boot(&name, &machine, &mut |_, _| ControlFlow::Continue(()));
