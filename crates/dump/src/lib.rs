@@ -19,6 +19,7 @@ mod counts;
 mod error;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
+mod formats;
 mod headers;
 pub mod image;
 pub mod memory;

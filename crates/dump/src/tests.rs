@@ -347,6 +347,15 @@ fn other_files_are_refused_in_words() {
     let error = |bytes: &[u8]| Dump::open(bytes).err().unwrap().to_string();
     assert!(error(b"").contains("not an ELF memory dump"));
     assert!(error(&[0; 4096]).contains("not an ELF memory dump"));
+    let starting = |magic: &[u8]| {
+        let mut file = magic.to_vec();
+        file.resize(4096, 0);
+        error(&file)
+    };
+    assert!(starting(b"KDUMP   \x06").contains("kdump's compressed format is not read: take"));
+    assert!(starting(b"makedumpfile").contains("makedumpfile -R"));
+    assert!(starting(b"LibvirtQemudSave\x02").contains("virsh dump --memory-only"));
+    assert!(starting(b"\x28\xb5\x2f\xfd").ends_with("unpack it"));
     let file = linux(4).dump(&[]);
     let mut other = file.clone();
     other[16] = 2;
