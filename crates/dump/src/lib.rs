@@ -15,6 +15,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+mod aliases;
 mod counts;
 mod error;
 #[cfg(any(test, feature = "fake"))]

@@ -86,12 +86,13 @@ fn writable_and_executable(found: &Value) -> anyhow::Result<u64> {
     Ok(single.iter().filter_map(|mapping| mapping["pages"].as_u64()).sum())
 }
 
-/// Holds the number of leaves, and of frames by what all mappings together allow, against QEMU's list
-/// of leaves. That has the rights in the leaves only; in the kernel half Linux restricts nothing above.
+/// Holds the number of leaves, of frames by what all mappings together allow, and of those that are code
+/// and also mapped as data, against QEMU's list of leaves. That has the rights in the leaves only; in the kernel half Linux restricts nothing above.
 fn same_rights(dump: &Dump, leaves: &str, found: &Value) -> anyhow::Result<()> {
     const KERNEL_HALF: u64 = 1 << 63;
+    const EXECUTE: u8 = 4;
     let mut counts = [0_u64; 2];
-    let mut frames: HashMap<u64, u8> = HashMap::new();
+    let mut frames: HashMap<u64, (u8, bool)> = HashMap::new();
     for line in leaves.lines() {
         let Some((gva, gpa, flags)) = leaf(line) else { continue };
         if gva & KERNEL_HALF == 0 {
@@ -101,11 +102,13 @@ fn same_rights(dump: &Dump, leaves: &str, found: &Value) -> anyhow::Result<()> {
         counts[usize::from(large)] += 1;
         let level = if large { Level::Page2M } else { Level::Page4K };
         let write = u8::from(flags.contains('W')) << 1;
-        let execute = u8::from(!flags.contains('X')) << 2;
+        let execute = if flags.contains('X') { 0 } else { EXECUTE };
         for page in 0..level.frames() {
             let at = gpa.plus(page << addr::PAGE_SHIFT);
             if dump.memory.offset_of(at, addr::PAGE_SIZE).is_some() {
-                *frames.entry(at.raw()).or_default() |= 1 | write | execute;
+                let (rights, data) = frames.entry(at.raw()).or_default();
+                *rights |= 1 | write | execute;
+                *data |= execute == 0;
             }
         }
     }
@@ -115,7 +118,7 @@ fn same_rights(dump: &Dump, leaves: &str, found: &Value) -> anyhow::Result<()> {
         "{counts:?}, not {ours}"
     );
     let mut theirs: BTreeMap<&str, u64> = BTreeMap::new();
-    for rights in frames.values() {
+    for (rights, _) in frames.values() {
         let name = ["---", "r--", "-w-", "rw-", "--x", "r-x", "-wx", "rwx"][usize::from(*rights)];
         *theirs.entry(name).or_default() += 1;
     }
@@ -127,6 +130,9 @@ fn same_rights(dump: &Dump, leaves: &str, found: &Value) -> anyhow::Result<()> {
     }
     ours.remove("---");
     ensure!(ours == theirs, "frames by rights: {ours:?}; by QEMU: {theirs:?}");
+    let as_data = frames.values().filter(|(rights, data)| rights & EXECUTE != 0 && *data).count();
+    let ours = &found["code"]["also_data"];
+    ensure!(*ours == json!(as_data), "code that is mapped as data: {ours}; by QEMU: {as_data}");
     Ok(())
 }
 
