@@ -107,7 +107,7 @@ pub fn run(
     let cases = cases.chain(ending::cases()).chain(iso::cases()).chain(heki::cases(full));
     let cases = cases.chain(ret2dir::cases());
     let cases = cases.chain(inside::cases()).chain(tasks::cases(full));
-    let cases = cases.chain(trace::cases()).chain(audit::cases(full));
+    let cases = cases.chain(trace::cases()).chain(audit::cases(full, install));
     let cases: Vec<Case> = cases.chain(userland::cases(full, install, &matrix)).collect();
     let runs = cases.iter().flat_map(|case| case.on.iter().map(move |on| (case, *on)));
     for (case, on) in runs {

@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 pub fn json(audited: &Audited<'_>) -> Value {
     let (dump, survey, root) = (audited.dump, &audited.survey, &audited.root);
     let [small, large, huge] = survey.leaves;
+    let (of_processes, also_kernel) = survey.of_processes();
     let uses = Use::ALL.iter().map(|usage| (name(*usage).to_owned(), json!(survey.count(*usage))));
     let list = |aliases: &[Alias]| -> Vec<Value> {
         aliases.iter().map(|alias| mapping(audited, alias)).collect()
@@ -33,6 +34,8 @@ pub fn json(audited: &Audited<'_>) -> Value {
         "process_tables": survey.users.tables,
         "uses": uses.collect::<Map<_, _>>(),
         "rights": by_rights(audited),
+        "code": { "pages": survey.code(), "also_data": survey.code_as_data },
+        "process_pages": { "pages": of_processes, "also_kernel": also_kernel },
         "findings": survey.findings.iter().map(|found| finding(audited, found)).collect::<Vec<_>>(),
         "open_to_processes": list(&survey.open),
         "outside": list(&survey.outside),

@@ -127,7 +127,12 @@ pub fn facts(audited: &Audited<'_>) -> Vec<(&'static str, String)> {
                 count => count.to_string(),
             },
         ),
-        ("processes", format!("{} root tables", survey.users.roots)),
+        ("code", format!("{} pages, {} also mapped as data", survey.code(), survey.code_as_data)),
+        ("processes", {
+            let (pages, shared) = survey.of_processes();
+            let roots = survey.users.roots;
+            format!("{roots} root tables, {pages} pages, {shared} also mapped by the kernel")
+        }),
     ]);
     facts
 }

@@ -11,6 +11,14 @@ pub enum DumpError {
          `virsh dump --memory-only`, or `makedumpfile -E` for a kdump"
     )]
     NotADump(&'static str),
+    /// Another format, which is known.
+    #[error("{what} is not read: {instead}")]
+    Format {
+        /// What the file is.
+        what: &'static str,
+        /// What to do.
+        instead: &'static str,
+    },
     /// Part of the file is missing.
     #[error(
         "the dump is cut off: {what} ends at byte {end}, the file at byte {length}; take it again"

@@ -1,6 +1,6 @@
 //! The ELF headers of a dump: which part of the file holds which physical memory, and the notes.
 
-use crate::{DumpError, Source};
+use crate::{DumpError, Source, formats};
 use alloc::vec;
 use alloc::vec::Vec;
 use elf::abi::{EM_X86_64, ET_CORE, PN_XNUM, PT_LOAD, PT_NOTE};
@@ -44,6 +44,9 @@ pub struct Headers {
 pub fn read(source: &impl Source) -> Result<Headers, DumpError> {
     let mut bytes = [0; HEADER];
     source.read_at(0, &mut bytes).ok_or(DumpError::NotADump("it is too short"))?;
+    if let Some((what, instead)) = formats::known(&bytes) {
+        return Err(DumpError::Format { what, instead });
+    }
     let (ident, tail) = bytes.split_at(IDENT);
     let ident = parse_ident::<LittleEndian>(ident)
         .map_err(|_| DumpError::NotADump("it does not begin as a little-endian ELF file"))?;

@@ -15,10 +15,12 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+mod aliases;
 mod counts;
 mod error;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
+mod formats;
 mod headers;
 pub mod image;
 pub mod memory;

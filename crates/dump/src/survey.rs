@@ -1,13 +1,15 @@
 //! The audit: what every frame can be used for through all its mappings together, and what of that
 //! should not be.
 
+pub use crate::aliases::Alias;
+use crate::aliases::{alias_of, join};
 use crate::counts::{Counts, Storage};
 use crate::memory::MemoryMap;
 use crate::names::VSYSCALL;
 use crate::root::Root;
 use crate::users::Users;
 use crate::{Dump, DumpError, Source};
-use addr::{FrameRange, Gfn, Gpa, GuestPhysical, Gva};
+use addr::{FrameRange, Gfn, GuestPhysical, Gva};
 use alloc::vec;
 use alloc::vec::Vec;
 use integrity::Rights;
@@ -77,23 +79,6 @@ impl Use {
     }
 }
 
-/// A mapping, or a part of one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Alias {
-    /// First address.
-    pub gva: Gva,
-    /// First physical address.
-    pub gpa: Gpa,
-    /// Number of 4 KiB pages.
-    pub pages: u64,
-    /// Size of the leaves that make it.
-    pub level: Level,
-    /// What they allow the kernel.
-    pub rights: Rights,
-    /// Whether they are open to processes.
-    pub user: bool,
-}
-
 /// Consecutive frames with something that should not be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
@@ -154,6 +139,9 @@ pub struct Survey {
     pub leaves: [u64; 3],
     /// Frames by the kernel's rights (3 bits) and by what processes can do: nothing, read, write.
     pub frames: [[u64; 3]; 8],
+    /// Frames that some mapping of the kernel half lets be executed, and another one only read or
+    /// written: code that can be reached as data.
+    pub code_as_data: u64,
     /// What should not be, in the order of physical addresses.
     pub findings: Vec<Finding>,
     /// Frames in all findings, listed or not.
@@ -184,55 +172,26 @@ impl Survey {
         self.conflicting + self.user_code + self.open_pages + self.outside_pages == 0
     }
 
+    /// Number of frames that the kernel half maps executable.
+    pub fn code(&self) -> u64 {
+        let rows = (0..).zip(&self.frames);
+        let executable = |bits| Rights::from_bits_truncate(bits).contains(Rights::EXECUTE);
+        rows.filter(|(bits, _)| executable(*bits)).flat_map(|(_, counts)| counts).sum()
+    }
+
+    /// Number of frames that processes have mapped, and how many of these the kernel half maps too.
+    pub fn of_processes(&self) -> (u64, u64) {
+        let shared = |[_, read, write]: &[u64; 3]| read + write;
+        let all = self.frames.iter().map(shared).sum();
+        (all, self.frames.iter().skip(1).map(shared).sum())
+    }
+
     /// Number of frames of this use.
     pub fn count(&self, usage: Use) -> u64 {
         let place = Use::ALL.iter().position(|other| *other == usage);
         let of = |cell: &Cell| place.and_then(|place| cell.uses.get(place).copied());
         self.cells.iter().filter_map(of).sum()
     }
-}
-
-fn alias_of(leaf: &GuestLeaf) -> Alias {
-    let mut rights = Rights::READ;
-    rights.set(Rights::WRITE, leaf.rights.write);
-    rights.set(Rights::EXECUTE, leaf.rights.execute);
-    let (gva, gpa, pages) = (leaf.gva, leaf.gpa, leaf.frames().count());
-    Alias { gva, gpa, pages, level: leaf.level, rights, user: leaf.rights.user }
-}
-
-impl Alias {
-    /// The frames that it leads to.
-    pub fn frames(&self) -> FrameRange<GuestPhysical> {
-        FrameRange::with_count(self.gpa.frame(), self.pages)
-    }
-
-    /// The part that leads to these frames, which it has.
-    fn part(&self, frames: FrameRange<GuestPhysical>) -> Self {
-        let inside = frames.start.start().raw() - self.gpa.raw();
-        let gva = self.gva.plus(inside);
-        Self { gva, gpa: frames.start.start(), pages: frames.count(), ..*self }
-    }
-}
-
-/// Adds a mapping to a list that has a limit, joining it with the one before where that goes on
-/// in it; whether the list had room.
-fn join(list: &mut Vec<Alias>, alias: Alias, room: &mut usize) -> bool {
-    if let Some(last) = list.last_mut() {
-        let bytes = last.pages << addr::PAGE_SHIFT;
-        let goes_on = last.gva.checked_add(bytes) == Some(alias.gva)
-            && last.gpa.checked_add(bytes) == Some(alias.gpa);
-        let alike = (last.level, last.rights, last.user) == (alias.level, alias.rights, alias.user);
-        if goes_on && alike {
-            last.pages += alias.pages;
-            return true;
-        }
-    }
-    let fits = *room > 0;
-    if fits {
-        list.push(alias);
-        *room -= 1;
-    }
-    fits
 }
 
 impl<S: Source> Dump<S> {
@@ -242,26 +201,35 @@ impl<S: Source> Dump<S> {
     /// # Errors
     /// `Tables`, `Memory`.
     pub fn survey(&self, root: &Root, progress: impl FnMut(u64)) -> Result<Survey, DumpError> {
-        let (mut kernel, mut user) = (Storage::new(&self.memory)?, Storage::new(&self.memory)?);
+        let storage = || Storage::new(&self.memory);
+        let (mut kernel, mut data, mut user) = (storage()?, storage()?, storage()?);
         let mut kernel = Counts::new(&self.memory, &mut kernel);
+        let mut data = Counts::new(&self.memory, &mut data);
         let mut user = Counts::new(&self.memory, &mut user);
-        let mut survey = self.survey_kernel(root, &mut kernel)?;
+        let mut survey = self.survey_kernel(root, &mut kernel, &mut data)?;
         survey.users = self.visit_users(root, progress, |leaf| {
             let alias = alias_of(&leaf);
             user.add(alias.frames(), alias.rights);
         });
-        self.classify(&mut survey, &kernel, &user);
+        self.classify(&mut survey, &kernel, &data, &user);
         if !survey.findings.is_empty() {
             self.list_aliases(root, &mut survey)?;
         }
         Ok(survey)
     }
 
-    fn survey_kernel(&self, root: &Root, kernel: &mut Counts<'_>) -> Result<Survey, DumpError> {
+    /// Counts all mappings of the kernel half, and by themselves those that do not let execute.
+    fn survey_kernel(
+        &self,
+        root: &Root,
+        kernel: &mut Counts<'_>,
+        data: &mut Counts<'_>,
+    ) -> Result<Survey, DumpError> {
         let mut survey = Survey {
             visited: Visited::default(),
             leaves: [0; 3],
             frames: [[0; 3]; 8],
+            code_as_data: 0,
             findings: Vec::new(),
             conflicting: 0,
             user_code: 0,
@@ -285,6 +253,9 @@ impl<S: Source> Dump<S> {
                 Level::Top => return,
             } += 1;
             let inside = kernel.add(alias.frames(), alias.rights);
+            if !alias.rights.contains(Rights::EXECUTE) {
+                data.add(alias.frames(), alias.rights);
+            }
             if alias.user && leaf.gva.raw() != VSYSCALL {
                 survey.open_pages += alias.pages;
                 survey.cut_off |= !join(&mut survey.open, alias, &mut room.0);
@@ -301,11 +272,19 @@ impl<S: Source> Dump<S> {
     }
 
     /// Looks at every frame once.
-    fn classify(&self, survey: &mut Survey, kernel: &Counts<'_>, user: &Counts<'_>) {
+    fn classify(
+        &self,
+        survey: &mut Survey,
+        kernel: &Counts<'_>,
+        data: &Counts<'_>,
+        user: &Counts<'_>,
+    ) {
         survey.cell_frames = cell_frames(&self.memory);
         for (number, piece) in self.memory.pieces().iter().enumerate() {
             for frame in piece.frames.iter() {
                 let (kernel, user) = (kernel.rights(number, frame), user.rights(number, frame));
+                let code = kernel.contains(Rights::EXECUTE);
+                survey.code_as_data += u64::from(code && !data.rights(number, frame).is_empty());
                 let usage = Use::of(kernel, user);
                 survey.count_frame(frame, kernel, user, usage);
                 if usage.is_finding() {

@@ -265,6 +265,7 @@ proptest! {
         };
         let mut expected = [[0; 3]; 8];
         let mut suspects = BTreeSet::new();
+        let mut code_as_data = 0;
         for frame in 0..FRAMES as u64 {
             let all = last.values().filter(|m| covers(m, frame)).map(&rights);
             let kernel = all.fold(Rights::empty(), |sum, rights| sum | rights);
@@ -272,6 +273,9 @@ proptest! {
             let user = open.map(&rights).fold(Rights::empty(), |sum, rights| sum | rights);
             let reach = if user.is_empty() { 0 } else if user.contains(Rights::WRITE) { 2 } else { 1 };
             expected[usize::from(kernel.bits())][reach] += 1;
+            let mut each = last.values().filter(|m| covers(m, frame)).map(&rights);
+            let as_data = each.any(|rights| !rights.contains(Rights::EXECUTE));
+            code_as_data += u64::from(kernel.contains(Rights::EXECUTE) && as_data);
             if kernel.contains(Rights::EXECUTE) && (kernel.contains(Rights::WRITE) || !user.is_empty()) {
                 suspects.extend(last.values().filter(|m| covers(m, frame)).map(|m| {
                     (frame, m.gva + ((frame - m.frame) << 12), rights(m).bits())
@@ -279,6 +283,7 @@ proptest! {
             }
         }
         prop_assert_eq!(survey.frames, expected);
+        prop_assert_eq!(survey.code_as_data, code_as_data);
         let listed: BTreeSet<_> = survey.findings.iter().flat_map(|f| &f.aliases).flat_map(|alias| {
             (0..alias.pages).map(|page| {
                 (alias.gpa.frame().raw() + page, alias.gva.raw() + (page << 12), alias.rights.bits())
@@ -347,6 +352,15 @@ fn other_files_are_refused_in_words() {
     let error = |bytes: &[u8]| Dump::open(bytes).err().unwrap().to_string();
     assert!(error(b"").contains("not an ELF memory dump"));
     assert!(error(&[0; 4096]).contains("not an ELF memory dump"));
+    let starting = |magic: &[u8]| {
+        let mut file = magic.to_vec();
+        file.resize(4096, 0);
+        error(&file)
+    };
+    assert!(starting(b"KDUMP   \x06").contains("kdump's compressed format is not read: take"));
+    assert!(starting(b"makedumpfile").contains("makedumpfile -R"));
+    assert!(starting(b"LibvirtQemudSave\x02").contains("virsh dump --memory-only"));
+    assert!(starting(b"\x28\xb5\x2f\xfd").ends_with("unpack it"));
     let file = linux(4).dump(&[]);
     let mut other = file.clone();
     other[16] = 2;

@@ -10,6 +10,7 @@
 //! | `stress:SECONDS` | keeps all CPUs busy and checks that nothing is lost |
 //! | `trace:ROUNDS` | uses the function tracer |
 //! | `bpf:ROUNDS` | makes packet filters and runs them |
+//! | `load:NAME` | loads `/NAME.ko` and says where its text is |
 //! | `modules:ROUNDS` | loads, attacks and unloads the probe module |
 //! | `kexec`, `kexec:force` | tries to start another kernel |
 //! | `bench`, `bench:quick` | runs the measured loops; `quick` a tenth of the rounds |
@@ -151,6 +152,7 @@ fn run_jobs(console: &Console, counters: &Counters, cpus: usize) -> Result<End> 
                 trace::run(console, rounds)?;
             }
             "kexec" => kexec::run(console, argument == "force")?,
+            "load" => modules::load(console, argument)?,
             "modules" => {
                 let rounds =
                     argument.parse().with_context(|| format!("`{job}`: how many rounds?"))?;
@@ -181,7 +183,7 @@ fn run_jobs(console: &Console, counters: &Counters, cpus: usize) -> Result<End> 
                 break;
             }
             _ => bail!(
-                "unknown job `{job}`: use probe, denied, stress:SECONDS, trace:ROUNDS, bpf:ROUNDS, modules:ROUNDS, kexec, bench, heki, inside, idle, ..."
+                "unknown job `{job}`: use probe, denied, stress:SECONDS, trace:ROUNDS, bpf:ROUNDS, load:NAME, modules:ROUNDS, kexec, bench, heki, inside, idle, ..."
             ),
         }
         done += 1;

@@ -1,8 +1,11 @@
-//! Job `modules`: the life of a module, again and again. Loaded, its init text is freed; its text, and
-//! what was its init text, are attacked; unloaded, its pages are used for something else.
+//! Job `load`: a stock module that stays. Job `modules`: the life of the probe module, again and again. Loaded, its
+//! init text is freed; its text, and what was its init text, are attacked; unloaded, its pages are used
+//! for something else.
 
-use anyhow::{Result, ensure};
-use nix::kmod::{DeleteModuleFlags, delete_module};
+use std::fs::File;
+
+use anyhow::{Context as _, Result, ensure};
+use nix::kmod::{DeleteModuleFlags, ModuleInitFlags, delete_module, finit_module};
 use nix::sys::mman::ProtFlags;
 use serde_json::json;
 
@@ -22,6 +25,16 @@ const ATTACKS: [&str; 6] = [
 ];
 /// Pages that are written between two lives: more than the module has, so that some were its own.
 const RECYCLED: usize = 4096;
+
+/// Loads the kernel's own module `/NAME.ko`, and reports the address of its text.
+pub fn load(console: &Console, name: &str) -> Result<()> {
+    let (path, text) = (format!("/{name}.ko"), format!("/sys/module/{name}/sections/.text"));
+    let file = File::open(&path).context(path)?;
+    finit_module(file, c"", ModuleInitFlags::empty())?;
+    let address = std::fs::read_to_string(&text).context(text)?;
+    let digits = address.trim().trim_start_matches("0x");
+    console.report("loaded", &json!({"text": u64::from_str_radix(digits, 16)?}))
+}
 
 /// Runs the job.
 pub fn run(console: &Console, counters: &Counters, rounds: u32) -> Result<()> {

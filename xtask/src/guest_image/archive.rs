@@ -56,6 +56,17 @@ pub fn command(ravelin: &Path) -> Result<Vec<u8>> {
     Ok(trailer(archive)?)
 }
 
+/// An archive to put behind the first one: with it the guest has the module `file` as `/NAME.ko`.
+///
+/// # Errors
+/// The file cannot be read or is larger than 4 GiB.
+pub fn module(name: &str, file: &Path) -> Result<Vec<u8>> {
+    let mut archive = Vec::new();
+    let entry = entry(&format!("{name}.ko"), 0o644, ModeFileType::Regular);
+    append(&mut archive, entry, &read(file)?)?;
+    Ok(trailer(archive)?)
+}
+
 fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("cannot read {}", path.display()))
 }
