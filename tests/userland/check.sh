@@ -57,6 +57,16 @@ is_loaded() {
     grep -q "^$1 " /proc/modules
 }
 
+# A module can be in use for a while: udev opens new disks, and the kernel tests new ciphers.
+unload() {
+    udevadm settle
+    for _ in 1 2 3 4 5 6 7 8 9 10; do
+        modprobe -r "$1" 2> /dev/null && return 0
+        sleep 1
+    done
+    modprobe -r "$1"
+}
+
 check_modules() {
     count=0
     for module in $MODULES; do
@@ -64,9 +74,7 @@ check_modules() {
         for _ in 1 2; do
             modprobe "$module" || return 1
             is_loaded "$module" || { echo "$module is not loaded"; return 1; }
-            # udev opens new disks.
-            udevadm settle
-            modprobe -r "$module" || return 1
+            unload "$module" || return 1
             is_loaded "$module" && { echo "$module is still loaded"; return 1; }
         done
         count=$((count + 1))
