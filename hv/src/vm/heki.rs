@@ -68,7 +68,7 @@ fn lock_register(vcpu: &mut Vcpu<impl Vendor>) -> Result<u64, Refusal> {
     }
     arm(vcpu);
     if let Request::Pin { register, pin } = judge(vcpu)? {
-        ask_warden(vcpu, register, pin.must_be_one)?;
+        ask_warden(vcpu, register, pin.must_be_one | pin.must_be_zero)?;
     }
     // Held from the judgement to the change, so that no other vCPU pins the opposite.
     let _memory = vm.memory.lock();
