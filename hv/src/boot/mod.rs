@@ -78,6 +78,9 @@ impl Extension {
 }
 
 fn boot<V: Vendor>(magic: u32, information: u64) -> Result<core::convert::Infallible, Reason> {
+    // Before anything that takes much of the stack, so that an overflow is told.
+    tables::fill_idt(V::nmi_handler());
+    tables::load(0);
     let (windows, start) = prepare::<V>(magic, information)?;
     let machine = V::machine().get().ok_or("there is no machine")?;
     let mut vcpu = Vcpu::new(0, &machine.vm, machine.maps, windows)?;
@@ -88,8 +91,6 @@ fn boot<V: Vendor>(magic: u32, information: u64) -> Result<core::convert::Infall
 /// stack must be gone when the guest runs.
 #[inline(never)]
 fn prepare<V: Vendor>(magic: u32, information: u64) -> Result<(Windows, Start), Reason> {
-    tables::fill_idt(V::nmi_handler());
-    tables::load(0);
     control::protect_own_level();
     V::check_support()?;
     if !apic::is_usable() {
