@@ -170,6 +170,10 @@ pub struct Run {
     /// Write the machine's protection state to this file whenever `ravelin state save` is run in it
     #[arg(long, value_name = "FILE", conflicts_with = "bare")]
     pub state: Option<PathBuf>,
+    /// Restore the protection state in this file, which must be of the same kernel at the same place
+    /// (start it with nokaslr) and nowhere weaker than the policy and the lock
+    #[arg(long, value_name = "FILE", conflicts_with = "bare")]
+    pub restore: Option<PathBuf>,
     /// Manifest to use instead of the one made from the kernel
     #[arg(long, value_name = "FILE", conflicts_with = "bare")]
     pub manifest: Option<PathBuf>,
@@ -271,6 +275,9 @@ pub struct Iso {
     /// Policy file; without it every violation is denied
     #[arg(long, value_name = "FILE")]
     pub policy: Option<PathBuf>,
+    /// Protection state to restore, as for `ravelin run`
+    #[arg(long, value_name = "FILE")]
+    pub restore: Option<PathBuf>,
     /// Manifest to use instead of the one made from the kernel
     #[arg(long, value_name = "FILE")]
     pub manifest: Option<PathBuf>,

@@ -81,8 +81,8 @@ pub fn command(
         (Boot::Direct, Protection::Bare) => {
             grub::linux(&machine.kernel, &machine.initrd, &machine.append, &disc)?;
         }
-        (Boot::Direct, Protection::Ravelin { hypervisor, policy, tasks, .. }) => {
-            let modules = machine.modules(manifest, policy, tasks, scratch)?;
+        (Boot::Direct, Protection::Ravelin { hypervisor, .. }) => {
+            let modules = machine.modules(manifest, scratch)?;
             grub::hypervisor(hypervisor, &modules, &machine.append, &disc)?;
         }
     }

@@ -8,7 +8,7 @@ use abi::policy::Policy;
 use anyhow::{Context, ensure};
 use boot_info::Role;
 use linux_image::Summary;
-use ravelin::{cache, check, grub, machine, policy};
+use ravelin::{cache, check, grub, machine, policy, state};
 use std::process::ExitCode;
 use zerocopy::IntoBytes;
 
@@ -25,6 +25,7 @@ pub fn iso(args: &Iso) -> anyhow::Result<ExitCode> {
     let policy = args.policy.as_deref().map_or_else(|| Ok(Policy::default()), policy::load)?;
     let hypervisor = check::hypervisor(args.hypervisor.as_deref())?;
     let tasks = args.tasks.find(&hypervisor)?;
+    let restore = args.restore.as_deref().map(state::check).transpose()?;
     let manifest = machine::manifest(&args.kernel, &kernel, args.manifest.as_deref())?;
 
     let work = tempfile::Builder::new().prefix("ravelin-iso-").tempdir()?;
@@ -42,6 +43,7 @@ pub fn iso(args: &Iso) -> anyhow::Result<ExitCode> {
     for (number, (role, image)) in tasks.load()?.into_iter().enumerate() {
         modules.push((role, file(&format!("task-{number}"), &image)?));
     }
+    modules.extend(restore.map(|path| (Role::State, path)));
     let disc = work.path().join("disc.iso");
     grub::hypervisor(&hypervisor, &modules, &machine::with_console(&args.append), &disc)?;
     cache::write_atomically(&args.output, &std::fs::read(&disc)?)?;

@@ -7,7 +7,7 @@
 use crate::events::Record;
 use crate::scratch::Scratch;
 use crate::watch::{Input, Message, PATIENCE, Run, lines, pieces};
-use crate::{bochs, cache, check, qemu, task};
+use crate::{bochs, cache, check, qemu, state, task};
 use abi::policy::Policy;
 use anyhow::{Context, ensure};
 use boot_info::{MOST_TASKS, Role};
@@ -96,6 +96,8 @@ pub enum Protection {
         manifest: Option<PathBuf>,
         /// What runs beside the guest.
         tasks: Tasks,
+        /// A protection state to restore.
+        restore: Option<PathBuf>,
     },
 }
 
@@ -188,8 +190,9 @@ impl Machine {
         }
         match &self.protection {
             Protection::Bare => Ok(Vec::new()),
-            Protection::Ravelin { manifest: given, tasks, .. } => {
+            Protection::Ravelin { manifest: given, tasks, restore, .. } => {
                 tasks.load()?;
+                restore.as_deref().map(state::read).transpose()?;
                 manifest(&self.kernel, &kernel, given.as_deref())
             }
         }
@@ -246,14 +249,15 @@ impl Machine {
         }
     }
 
-    /// The boot modules of the hypervisor by their roles, as files of `scratch`.
+    /// The boot modules of the hypervisor, if there is one, by their roles, as files of `scratch`.
     pub(crate) fn modules(
         &self,
         manifest: &[u8],
-        policy: &Policy,
-        tasks: &Tasks,
         scratch: &Scratch,
     ) -> anyhow::Result<Vec<(Role, PathBuf)>> {
+        let Protection::Ravelin { policy, tasks, restore, .. } = &self.protection else {
+            return Ok(Vec::new());
+        };
         // The hypervisor has no use for symbols, and loading them takes time. A file that is no
         // manifest goes as it is: refusing it is the hypervisor's part.
         let resident = linux_image::without_symbols(manifest);
@@ -266,6 +270,10 @@ impl Machine {
         ];
         for (number, (role, image)) in tasks.load()?.into_iter().enumerate() {
             modules.push((role, scratch.write(&image, &format!("task-{number}"))?));
+        }
+        if let Some(path) = restore {
+            // The last, so that it moves none of the others.
+            modules.push((Role::State, scratch.link(path, "state")?));
         }
         Ok(modules)
     }

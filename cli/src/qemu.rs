@@ -61,8 +61,8 @@ pub fn command(
             qemu.arg("-kernel").arg(&machine.kernel).arg("-initrd").arg(&machine.initrd);
             qemu.args(["-append", &machine.append]);
         }
-        (Boot::Direct, Protection::Ravelin { hypervisor, policy, tasks, .. }) => {
-            let modules = machine.modules(manifest, policy, tasks, scratch)?;
+        (Boot::Direct, Protection::Ravelin { hypervisor, .. }) => {
+            let modules = machine.modules(manifest, scratch)?;
             let module =
                 |(role, path): &(Role, PathBuf)| format!("{} {}", path.display(), role.word());
             let modules: Vec<String> = modules.iter().map(module).collect();

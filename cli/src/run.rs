@@ -8,7 +8,7 @@ use ravelin::events::{Body, Record};
 use ravelin::machine::{self, Boot, Console, Emulator, Ended, Machine, Protection};
 use ravelin::report::{self, Symbols};
 use ravelin::state::Parts;
-use ravelin::{check, policy};
+use ravelin::{check, policy, state};
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
@@ -82,6 +82,7 @@ fn machine(args: &Run) -> anyhow::Result<Machine> {
         Protection::Ravelin {
             policy: args.policy.as_deref().map_or_else(|| Ok(Policy::default()), policy::load)?,
             manifest: args.manifest.clone(),
+            restore: args.restore.as_deref().map(state::check).transpose()?,
             tasks: args.tasks.find(&hypervisor)?,
             hypervisor,
         }

@@ -4,7 +4,7 @@ use abi::event::StatePart;
 use anyhow::Context;
 use protection::record::{MOST_BYTES, Saved};
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Puts a state together.
 #[derive(Default)]
@@ -50,6 +50,15 @@ pub fn parse<'a>(path: &Path, bytes: &'a [u8]) -> anyhow::Result<Saved<'a>> {
     Saved::parse(bytes).with_context(|| {
         format!("{} cannot be used: save it anew with `ravelin run --state`", path.display())
     })
+}
+
+/// The path to a state that can be given to a machine.
+///
+/// # Errors
+/// As for [`parse`].
+pub fn check(path: &Path) -> anyhow::Result<PathBuf> {
+    parse(path, &read(path)?)?;
+    Ok(path.to_owned())
 }
 
 #[cfg(test)]

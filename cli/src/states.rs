@@ -3,14 +3,15 @@
 use crate::args::StateCommand;
 use abi::hypercall::SAVE_STATE;
 use abi::hypercall::errno::{E2BIG, EALREADY, ENODEV};
-use addr::{FrameRange, Gfn, GuestPhysical};
+use addr::Gfn;
 use anyhow::{Context, bail};
 use hypercall::Ravelin;
 use integrity::Rights;
 use integrity::pins::{ControlPin, Pins};
 use integrity::state::{Page, PageState};
+use protection::compare::{first_weaker_page, weaker};
 use protection::record::Saved;
-use protection::restore::{Gate, restore};
+use protection::restore::Refusal;
 use ravelin::table::table;
 use ravelin::{policy, state};
 use serde_json::{Value, json};
@@ -53,28 +54,22 @@ fn save() -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The pages of a state, to restore another one over.
-struct Pages(Vec<Page>);
-
-impl Gate for Pages {
-    fn page(&self, frame: Gfn) -> Option<Page> {
-        self.0.get(usize::try_from(frame.raw()).ok()?).copied()
-    }
-
-    // Only whether it could be restored is asked.
-    fn set(&mut self, _run: FrameRange<GuestPhysical>, _page: Page) {}
-}
-
 fn compare(file: &Path, with: &Path) -> anyhow::Result<ExitCode> {
     let (bytes, other_bytes) = (state::read(file)?, state::read(with)?);
     let (saved, other) = (state::parse(file, &bytes)?, state::parse(with, &other_bytes)?);
-    let pages = other.runs().flat_map(|(run, page)| run.iter().map(move |_| page)).collect();
-    match restore(&saved, &other.settings, &mut Pages(pages)) {
-        Ok(_) => {
+    let pages: Vec<Page> =
+        other.runs().flat_map(|(run, page)| run.iter().map(move |_| page)).collect();
+    let page = |frame: Gfn| pages.get(usize::try_from(frame.raw()).ok()?).copied();
+    let locked = other.settings.stage > 0;
+    let refusal = weaker(&saved.settings, &other.settings)
+        .map(Refusal::from)
+        .or_else(|| first_weaker_page(&saved, page, locked).map(Refusal::Page));
+    match refusal {
+        None => {
             anstream::println!("nothing is weaker");
             Ok(ExitCode::SUCCESS)
         }
-        Err(refusal) => {
+        Some(refusal) => {
             anstream::println!("weaker, or not to be compared: {refusal}");
             Ok(ExitCode::FAILURE)
         }

@@ -83,7 +83,7 @@ static enum result version(struct run *run)
 }
 
 /* Whether a change of a control register is refused and has no effect; undone otherwise. */
-static bool register_holds(int number, u64 set, u64 clear)
+bool heki_register_holds(int number, u64 set, u64 clear)
 {
 	unsigned long flags;
 	u64 before, after;
@@ -108,7 +108,7 @@ static enum result cr_disable_smep(struct run *run)
 	if (!(raw_cr4() & X86_CR4_SMEP))
 		return finish(run, UNUSABLE, "SMEP is off");
 	asked = heki_answers(run, "pin", hypercall(LOCK_CONTROL_REGISTER, 4, X86_CR4_SMEP, 0), 0);
-	if (!register_holds(4, 0, X86_CR4_SMEP))
+	if (!heki_register_holds(4, 0, X86_CR4_SMEP))
 		return finish(run, SUCCEEDED, "SMEP was cleared");
 	return asked ? finish(run, REFUSED, "general protection, SMEP is set") : SUCCEEDED;
 }
@@ -116,16 +116,16 @@ static enum result cr_disable_smep(struct run *run)
 /* Bits that are free until the guest asks. */
 static enum result pin_by_request(struct run *run)
 {
-	if (register_holds(0, 0, X86_CR0_AM) || register_holds(4, X86_CR4_PVI, 0))
+	if (heki_register_holds(0, 0, X86_CR0_AM) || heki_register_holds(4, X86_CR4_PVI, 0))
 		return finish(run, UNUSABLE, "a bit is pinned already");
 	if (!heki_answers(run, "pin CR0.AM",
 		     hypercall(LOCK_CONTROL_REGISTER, 0, X86_CR0_WP | X86_CR0_AM, 0), 0) ||
 	    !heki_answers(run, "pin CR4.PVI to 0",
 		     hypercall(LOCK_CONTROL_REGISTER, 4, X86_CR4_PVI, FLAG_ZEROS), 0))
 		return SUCCEEDED;
-	if (!register_holds(0, 0, X86_CR0_AM))
+	if (!heki_register_holds(0, 0, X86_CR0_AM))
 		return finish(run, SUCCEEDED, "CR0.AM was cleared");
-	if (!register_holds(4, X86_CR4_PVI, 0))
+	if (!heki_register_holds(4, X86_CR4_PVI, 0))
 		return finish(run, SUCCEEDED, "CR4.PVI was set");
 	return finish(run, REFUSED, "CR0.AM stays 1, CR4.PVI stays 0");
 }
@@ -369,14 +369,26 @@ static void show(struct seq_file *file, const struct probe *one)
 	seq_printf(file, "%s\t%s\t%s\n", one->name, names[result], run.detail);
 }
 
-int heki_show(struct seq_file *file, void *unused)
+int heki_begin(void)
 {
 	list = (struct list *)get_zeroed_page(GFP_KERNEL);
-	if (!list)
-		return -ENOMEM;
+	return list ? 0 : -ENOMEM;
+}
+
+void heki_end(void)
+{
+	free_page((unsigned long)list);
+}
+
+int heki_show(struct seq_file *file, void *unused)
+{
+	int error = heki_begin();
+
+	if (error)
+		return error;
 	for (size_t i = 0; i < ARRAY_SIZE(tables); i++)
 		for (const struct probe *one = tables[i]; one->name; one++)
 			show(file, one);
-	free_page((unsigned long)list);
+	heki_end();
 	return 0;
 }

@@ -14,6 +14,7 @@
 /* Ravelin's own. */
 #define MAKE_SECRET 0x52564c4e00000001ull
 #define MAKE_ORDINARY 0x52564c4e00000002ull
+#define RESTORE_STATE 0x52564c4e00000005ull
 #define RAVELIN_FEATURES 0x40000002
 #define RAVELIN_SECRET_PAGES 1u
 #define FLAG_VERSION 1ull
@@ -53,6 +54,11 @@ static inline long hypercall(u64 number, u64 a0, u64 a1, u64 a2)
 long heki_request(u64 start, u64 pages, u64 permissions);
 /* Whether the answer is as expected; if not, that is the case's outcome. */
 bool heki_answers(struct run *run, const char *what, long answer, long expected);
+/* Whether a change of CR0 or CR4 is refused and has no effect; undone otherwise. */
+bool heki_register_holds(int number, u64 set, u64 clear);
+/* The page for lists of requests. */
+int heki_begin(void);
+void heki_end(void);
 /* Where a mapped address leads, or 0. */
 u64 physical_of(const void *at);
 

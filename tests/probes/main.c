@@ -10,6 +10,8 @@
  *                             that the registers of this CPU survive what a hypervisor does
  * /proc/ravelin_probes/heki   read: Heki's hypercalls, one line per case; see heki.c
  *                             write before: how many random requests each CPU makes
+ * /proc/ravelin_probes/restore read: attacks on what requests protect, "name, tab, open or
+ *                             protected"; write before: "ask" or "restore"; see restore.c
  * /proc/ravelin_probes/kexec  any write switches the loading of kernels on again
  * /proc/ravelin_probes/off    any write powers off at once, even if other CPUs are dead
  */
@@ -225,6 +227,32 @@ static const struct proc_ops heki_ops = {
 	.proc_release = single_release,
 };
 
+static int open_restore(struct inode *inode, struct file *file)
+{
+	return single_open(file, restore_show, NULL);
+}
+
+static ssize_t write_restore(struct file *file, const char __user *text, size_t length, loff_t *at)
+{
+	char word[16] = "";
+	long error;
+
+	if (length >= sizeof(word))
+		return -EINVAL;
+	if (copy_from_user(word, text, length))
+		return -EFAULT;
+	error = restore_do(word);
+	return error ?: length;
+}
+
+static const struct proc_ops restore_ops = {
+	.proc_open = open_restore,
+	.proc_read = seq_read,
+	.proc_write = write_restore,
+	.proc_lseek = seq_lseek,
+	.proc_release = single_release,
+};
+
 static const struct proc_ops run_ops = {
 	.proc_read = read_run,
 	.proc_write = write_run,
@@ -265,6 +293,7 @@ static int __init probes_init(void)
 	    !proc_create("state", 0400, directory, &state_ops) ||
 	    !proc_create("heki", 0600, directory, &heki_ops) ||
 	    !proc_create("run", 0600, directory, &run_ops) ||
+	    !proc_create("restore", 0600, directory, &restore_ops) ||
 	    !proc_create("kexec", 0200, directory, &kexec_ops) ||
 	    !proc_create("off", 0200, directory, &off_ops)) {
 		proc_remove(directory);

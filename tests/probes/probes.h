@@ -92,6 +92,9 @@ enum result check_state(struct run *run);
 /* heki.c: runs every case; "name, tab, protected or open or error, tab, detail" for each. */
 struct seq_file;
 int heki_show(struct seq_file *file, void *unused);
+/* restore.c: what only requests protect; asked for, or restored. */
+int restore_show(struct seq_file *file, void *unused);
+long restore_do(const char *word);
 /* Random requests that each CPU makes. */
 extern unsigned int heki_calls;
 

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use ravelin::events::{Body, Record};
 use ravelin::machine::{Accel, Boot, Console, Emulator, Ended, Machine, Outcome, Protection};
 use ravelin::report::{self, Symbols};
+use ravelin::state::Parts;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -140,6 +141,16 @@ impl Report {
             _ => None,
         };
         self.records.iter().filter_map(violation).collect()
+    }
+
+    /// Every protection state that was written whole.
+    pub fn states(&self) -> Vec<Vec<u8>> {
+        let mut parts = Parts::default();
+        let state = |record: &Record| match &record.body {
+            Body::State(part, bytes) => parts.push(*part, bytes),
+            _ => None,
+        };
+        self.records.iter().filter_map(state).collect()
     }
 
     /// Every report of a lock.

@@ -9,7 +9,8 @@ use crate::progress::Step;
 use crate::shell::guest_folder;
 use crate::test::Tally;
 use crate::{
-    audit, ending, heki, inside, iso, lives, policies, refusals, ret2dir, tasks, trace, userland,
+    audit, ending, heki, inside, iso, lives, policies, refusals, requests, restore, ret2dir, tasks,
+    trace, userland,
 };
 use abi::event::LockReport;
 use abi::policy::{Policy, SupervisorExec};
@@ -64,6 +65,7 @@ const ALWAYS_IN_BOCHS: &[&str] = &[
     "reboot",
     "refuse-no-virtualization",
     "repeatable",
+    "restore",
     "ret2dir-2-cpu",
     "stress-cloud-1-cpu",
     "tasks-checks",
@@ -105,7 +107,8 @@ pub fn run(
         .chain(lives::cases())
         .chain(refusals::cases());
     let cases = cases.chain(ending::cases()).chain(iso::cases()).chain(heki::cases(full));
-    let cases = cases.chain(ret2dir::cases());
+    let cases =
+        cases.chain(ret2dir::cases()).chain(restore::cases(full)).chain(requests::cases(full));
     let cases = cases.chain(inside::cases()).chain(tasks::cases(full));
     let cases = cases.chain(trace::cases()).chain(audit::cases(full, install));
     let cases: Vec<Case> = cases.chain(userland::cases(full, install, &matrix)).collect();

@@ -12,9 +12,7 @@ use abi::policy::{HekiExec, Policy};
 use anyhow::{Context, bail, ensure};
 use integrity::state::{Page, PageState};
 use protection::record;
-use ravelin::events::Body;
 use ravelin::machine::{Machine, Protection};
-use ravelin::state::Parts;
 use serde::Deserialize;
 use std::iter::repeat_n;
 use std::time::Duration;
@@ -199,12 +197,7 @@ fn saved(report: &Report, cpus: usize) -> anyhow::Result<()> {
     let asked = report.all::<Saved>("state")?;
     let answered = asked.iter().map(|said| said.answers).eq([[Some(0), Some(ALREADY)]]);
     ensure!(answered, "a request for the state was answered otherwise");
-    let mut parts = Parts::default();
-    let states = report.records.iter().filter_map(|record| match &record.body {
-        Body::State(part, bytes) => parts.push(*part, bytes),
-        _ => None,
-    });
-    let states: Vec<Vec<u8>> = states.collect();
+    let states = report.states();
     let [state] = states.as_slice() else { bail!("{} states were written", states.len()) };
     let state = record::Saved::parse(state)?;
     let count = |wanted: fn(Page) -> bool| -> u64 {

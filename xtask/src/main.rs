@@ -21,6 +21,8 @@ mod policies;
 mod probes;
 mod progress;
 mod refusals;
+mod requests;
+mod restore;
 mod ret2dir;
 mod shell;
 mod tasks;

@@ -102,6 +102,12 @@ fn refuse_usage(name: &str, place: &Place<'_>) -> anyhow::Result<()> {
         (kernel, initrd, Some(policy(&value)), "line 2"),
         (kernel, initrd, Some(policy(nowhere)), "/nowhere"),
         (kernel, initrd, Some(option("--smp", "17")), "17"),
+        (
+            kernel,
+            initrd,
+            Some(option("--restore", &no_kernel.display().to_string())),
+            "save it anew",
+        ),
         (kernel, initrd, Some(option("--mem", "255M")), "256M"),
         (kernel, initrd, Some(option("--mem", "many")), "whole number"),
         (kernel, initrd, Some(option("--hypervisor", "/nowhere")), "/nowhere"),

@@ -113,7 +113,7 @@ pub fn cases(full: bool) -> Vec<Case> {
 }
 
 /// The image of the test task that does what `act` names.
-fn image(place: &Place<'_>, act: &str) -> anyhow::Result<PathBuf> {
+pub fn image(place: &Place<'_>, act: &str) -> anyhow::Result<PathBuf> {
     let program = std::fs::read(&place.built.unruly).context("the test task was not built")?;
     let path = guest_folder("tasks")?.join(act);
     ravelin::cache::write_atomically(&path, &ravelin::task::convert(&program, act)?)?;
@@ -121,7 +121,7 @@ fn image(place: &Place<'_>, act: &str) -> anyhow::Result<PathBuf> {
 }
 
 /// Changes the tasks of a machine.
-fn with_tasks(mut machine: Machine, change: impl FnOnce(&mut Tasks)) -> Machine {
+pub fn with_tasks(mut machine: Machine, change: impl FnOnce(&mut Tasks)) -> Machine {
     if let Protection::Ravelin { tasks, .. } = &mut machine.protection {
         change(tasks);
     }
@@ -137,7 +137,7 @@ fn run(name: &str, place: &Place<'_>, cpus: usize, acts: &[&str]) -> anyhow::Res
 }
 
 /// What the tasks of this name have logged, and why they were stopped.
-fn said<'a>(report: &'a Report, task: &str) -> Vec<&'a str> {
+pub fn said<'a>(report: &'a Report, task: &str) -> Vec<&'a str> {
     let mark = format!(" ({task}): ");
     let text = |body: &'a Body| match body {
         Body::Log(text) if text.starts_with("task ") => text.split_once(&mark).map(|it| it.1),

@@ -1,6 +1,6 @@
 //! Ravelin's own hypercalls: `VMMCALL` (AMD) or `VMCALL` (Intel) with the number in RAX, the
-//! arguments in RBX and RCX, the answer in RAX. Every privilege level may read counters and ask for
-//! an audit; the others are for CPL 0.
+//! arguments in RBX and RCX, the answer in RAX. Every privilege level may read counters, ask for an
+//! audit, and have the state saved; the others are for CPL 0.
 
 /// Number in RAX that asks for a counter; RBX names it (see [`Counter`]).
 pub const READ_COUNTER: u64 = 0x5256_4c4e_0000_0000;
@@ -20,6 +20,13 @@ pub const MOST_SECRET_PAGES: u64 = 512;
 /// E2BIG (its pages make too many runs), ENODEV (the channel takes text alone). Every privilege
 /// level may ask.
 pub const SAVE_STATE: u64 = 0x5256_4c4e_0000_0004;
+/// Number in RAX by which the guest's kernel says that its memory is what it was when the protection
+/// state was saved that came with the machine: then every page is again what it was there, with what
+/// was withheld of it. (Those that are locked became so at the lock.) The answer is 0 or a negative
+/// errno value, and then nothing has changed: EPERM (CPL is not 0, or the state is
+/// weaker than what is in force; the event channel says where), ENOENT (no state came with the
+/// machine), EAGAIN (the kernel is not locked whole yet), EOPNOTSUPP (the CPU cannot withhold it).
+pub const RESTORE_STATE: u64 = 0x5256_4c4e_0000_0005;
 /// CPUID leaf whose EAX names what Ravelin offers, if it is announced; see [`feature`].
 pub const FEATURE_LEAF: u32 = 0x4000_0002;
 /// Bits of EAX in [`FEATURE_LEAF`].
@@ -31,14 +38,20 @@ pub mod feature {
 pub mod errno {
     /// The caller is not at CPL 0, or a page is code or locked.
     pub const EPERM: u64 = 1;
+    /// There is nothing of that kind.
+    pub const ENOENT: u64 = 2;
     /// More than is written at once.
     pub const E2BIG: u64 = 7;
+    /// Not yet.
+    pub const EAGAIN: u64 = 11;
     /// Something that is not RAM.
     pub const EFAULT: u64 = 14;
     /// Too many pages, or none.
     pub const EINVAL: u64 = 22;
     /// There is no such channel.
     pub const ENODEV: u64 = 19;
+    /// The CPU cannot.
+    pub const EOPNOTSUPP: u64 = 95;
     /// It is done already.
     pub const EALREADY: u64 = 114;
 }

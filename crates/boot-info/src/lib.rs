@@ -60,6 +60,8 @@ pub enum Role {
     Manifest,
     /// The policy record.
     Policy,
+    /// A protection state to be restored.
+    State,
     /// The image of the task that answers for the policy.
     Warden,
     /// The image of another task.
@@ -68,8 +70,15 @@ pub enum Role {
 
 impl Role {
     /// Every role.
-    pub const ALL: [Self; 6] =
-        [Self::Kernel, Self::Initrd, Self::Manifest, Self::Policy, Self::Warden, Self::Task];
+    pub const ALL: [Self; 7] = [
+        Self::Kernel,
+        Self::Initrd,
+        Self::Manifest,
+        Self::Policy,
+        Self::State,
+        Self::Warden,
+        Self::Task,
+    ];
 
     /// The last word of the module's string.
     pub const fn word(self) -> &'static str {
@@ -78,6 +87,7 @@ impl Role {
             Self::Initrd => "initrd",
             Self::Manifest => "manifest",
             Self::Policy => "policy",
+            Self::State => "state",
             Self::Warden => "warden",
             Self::Task => "task",
         }
@@ -150,7 +160,7 @@ impl BootInfo {
     /// Its role is none, or is taken.
     pub fn add_module(&mut self, text: &str, range: Range<u64>) -> Result<(), &'static str> {
         const NO_ROLE: &str = "a boot module's string must end in kernel, initrd, manifest, policy, \
-                               warden or task";
+                               state, warden or task";
         let word = text.split_ascii_whitespace().next_back();
         let role = Role::ALL.into_iter().find(|role| Some(role.word()) == word).ok_or(NO_ROLE)?;
         if self.all(role).count() == role.most() {

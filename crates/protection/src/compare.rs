@@ -2,8 +2,10 @@
 //! What no rule covers counts as weaker.
 
 use crate::Settings;
+use crate::record::Saved;
 use abi::hypercall::SupervisorMode;
 use abi::policy::{HekiExec, Modules, Patching, Policy, Reaction, SupervisorExec};
+use addr::Gfn;
 use integrity::pins::{ControlPin, Pins};
 use integrity::state::{Page, View};
 
@@ -112,6 +114,17 @@ pub fn policy_is_weaker(one: &Policy, other: &Policy) -> bool {
         || allowed.into_iter().chain(patching).any(|(one, other)| one && !other)
         || exec(one) < exec(other)
         || rest != *other
+}
+
+/// The first page of `one` that is weaker than what `other` tells of it.
+pub fn first_weaker_page(
+    one: &Saved<'_>,
+    other: impl Fn(Gfn) -> Option<Page>,
+    locked: bool,
+) -> Option<Gfn> {
+    let holds =
+        |page, frame: Gfn| other(frame).is_some_and(|other| !page_is_weaker(page, other, locked));
+    one.runs().find_map(|(run, page)| run.iter().find(|frame| !holds(page, *frame)))
 }
 
 /// Whether a page `one` allows anything, now or by a later request, that `other` does not. If

@@ -64,6 +64,27 @@ entry32:
     add eax, 0x200000
     loop 2b
 
+    # But for the page below the first CPU's stack, so that an overflow is a fault.
+    mov ebx, offset boot_stack_guard
+    mov ebx, [ebx]
+    mov eax, ebx
+    and eax, 0xffe00000
+    or eax, 3
+    mov edi, offset boot_guarded
+    mov ecx, 512
+3:  mov [edi], eax
+    add edi, 8
+    add eax, 4096
+    loop 3b
+    mov edx, ebx
+    shr edx, 21
+    mov eax, offset boot_guarded
+    or eax, 3
+    mov [boot_directories + edx * 8], eax
+    shr ebx, 12
+    and ebx, 511
+    mov dword ptr [boot_guarded + ebx * 8], 0
+
     mov esp, offset boot_stack_pointer
     mov esp, [esp]
     call enable_long_mode
@@ -177,4 +198,6 @@ boot_pdpt:
     .skip 4096
 boot_directories:
     .skip 4 * 4096
+boot_guarded:
+    .skip 4096
 boot_tables_end:

@@ -9,6 +9,7 @@ mod layout;
 mod linux;
 mod multiboot;
 mod smp;
+mod state;
 mod tasks;
 
 use crate::cpu::{self, apic, control, instructions, tables};
@@ -23,7 +24,7 @@ use crate::report;
 use crate::svm::Svm;
 use crate::vcpu::Vcpu;
 use crate::vendor::{self, Vendor};
-use crate::vm::{Ram, Vm, memory::Memory, separation::Separation, violation};
+use crate::vm::{Ram, Vm, memory::Memory, restore, separation::Separation, violation};
 use crate::vmx::Vmx;
 use abi::Digest;
 use abi::event::ViolationKind;
@@ -77,6 +78,9 @@ impl Extension {
 }
 
 fn boot<V: Vendor>(magic: u32, information: u64) -> Result<core::convert::Infallible, Reason> {
+    // Before anything that takes much of the stack, so that an overflow is told.
+    tables::fill_idt(V::nmi_handler());
+    tables::load(0);
     let (windows, start) = prepare::<V>(magic, information)?;
     let machine = V::machine().get().ok_or("there is no machine")?;
     let mut vcpu = Vcpu::new(0, &machine.vm, machine.maps, windows)?;
@@ -87,8 +91,6 @@ fn boot<V: Vendor>(magic: u32, information: u64) -> Result<core::convert::Infall
 /// stack must be gone when the guest runs.
 #[inline(never)]
 fn prepare<V: Vendor>(magic: u32, information: u64) -> Result<(Windows, Start), Reason> {
-    tables::fill_idt(V::nmi_handler());
-    tables::load(0);
     control::protect_own_level();
     V::check_support()?;
     if !apic::is_usable() {
@@ -108,6 +110,7 @@ fn prepare<V: Vendor>(magic: u32, information: u64) -> Result<(Windows, Start), 
     linux::clear_low_places(memory, &mut info, &map)?;
     let kernel = info.module(Role::Kernel).ok_or("there is no kernel among the boot modules")?;
     let policy = read_policy(memory, &info)?;
+    let policy = state::read(memory, &mut info, policy)?;
     let manifest = read_manifest(memory, &info, kernel)?;
     let machine = acpi::read_and_edit(memory, info.rsdp)?;
     let ram = guest_ram(&map)?;
@@ -115,6 +118,7 @@ fn prepare<V: Vendor>(magic: u32, information: u64) -> Result<(Windows, Start), 
     let images = tasks::copy(memory, &info)?;
     secret::initialise(end_of(&ram)).ok_or(NO_POOL)?;
     let vm = make_vm::<V>(policy, manifest, ram, types, pool)?;
+    restore::judge_machine(&vm);
     let maps = V::maps().ok_or(NO_POOL)?;
     pool::begin_ownership(layout::TASK_BYTES / PAGE_SIZE).ok_or(NO_POOL)?;
     tasks::load(&windows, &images, &vm.policy)?;

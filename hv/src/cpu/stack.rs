@@ -11,7 +11,7 @@ use core::cell::UnsafeCell;
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-const WORK_BYTES: usize = 40 * 1024;
+const WORK_BYTES: usize = 48 * 1024;
 const TRAP_BYTES: usize = 12 * 1024;
 const NMI_BYTES: usize = 8 * 1024;
 /// A word and what keeps the stack below it aligned.
@@ -55,6 +55,10 @@ unsafe impl Sync for StackPointer {}
 static boot_stack_pointer: StackPointer =
     StackPointer((&raw const STACKS).cast::<u8>().wrapping_add(WORK_BYTES));
 
+/// Where `entry.s` finds the page below it.
+#[unsafe(no_mangle)]
+static boot_stack_guard: StackPointer = StackPointer((&raw const STACKS).cast());
+
 fn base(cpu: usize) -> u64 {
     (&raw const STACKS).addr() as u64 + (cpu * size_of::<Stacks>()) as u64
 }
@@ -83,6 +87,11 @@ pub fn guard_pages() -> impl Iterator<Item = Hva> {
             Hva::new(address)
         },
     )
+}
+
+/// Whether an access to `address` has run over the end of a stack.
+pub fn has_overflowed(address: u64) -> bool {
+    guard_pages().any(|guard| guard.frame() == Hva::new(address).frame())
 }
 
 /// The word at `offset` of a CPU's stacks.

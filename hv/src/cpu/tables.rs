@@ -172,7 +172,8 @@ impl Pointer {
 extern "C" fn trap_fatal(vector: u64, error: u64, rip: u64, address: u64) -> ! {
     #[cfg(feature = "planted")]
     crate::planted::survive();
+    let why = if stack::has_overflowed(address) { ": a stack is too small" } else { "" };
     crate::report::fatal(format_args!(
-        "fault {vector} inside the hypervisor at {rip:#x}, error code {error:#x}, address {address:#x}"
+        "fault {vector} inside the hypervisor at {rip:#x}, error code {error:#x}, address {address:#x}{why}"
     ))
 }

@@ -11,7 +11,7 @@ use crate::memory::physical::Physical;
 use crate::memory::window::Windows;
 use crate::task;
 use crate::vendor::{Exception, Settings, Start, Vendor};
-use crate::vm::{Vm, exits, pins, shootdown, state};
+use crate::vm::{Vm, exits, pins, restore, shootdown, state};
 use core::sync::atomic::Ordering;
 use integrity::pins::Pins;
 use integrity::state::View;
@@ -106,6 +106,7 @@ impl<V: Vendor> Vcpu<V> {
             let pins = pins::capture(&self.vendor);
             self.pins = Some(pins);
             state::locked(self.index, pins);
+            restore::vcpu_locked(self, &pins);
             self.vendor.lock();
         }
         // While read-only data waits, each address-space switch is an occasion to look again.

@@ -3,22 +3,21 @@
 //! The kernel asks at the end of its boot, before its first process. That is the moment that the
 //! lock waits for, so the first request arms it, and what is asked for comes on top.
 
-use super::lock::{self, flusher};
-use super::memory::Memory;
+use super::Stage;
+use super::gate::Pages;
+use super::lock;
 use super::separation::Separation;
-use super::{Stage, Vm};
 use crate::report;
 use crate::task::{self, inbox::Post, turn};
 use crate::vcpu::Vcpu;
 use crate::vendor::Vendor;
 use abi::event::Verdict;
 use abi::task::{HekiExit, MessageKind};
-use addr::{FrameRange, Gfn, Gpa, GuestPhysical};
+use addr::{FrameRange, Gpa};
 use heki::Refusal;
 use heki::control::{self, Request};
 use heki::list::Buffer;
-use heki::memory::{Gate, Rules, protect};
-use integrity::state::Page;
+use heki::memory::{Rules, protect};
 use spin::mutex::SpinMutex;
 use x86_decode::Mode;
 use zerocopy::IntoBytes;
@@ -69,7 +68,7 @@ fn lock_register(vcpu: &mut Vcpu<impl Vendor>) -> Result<u64, Refusal> {
     }
     arm(vcpu);
     if let Request::Pin { register, pin } = judge(vcpu)? {
-        ask_warden(vcpu, register, pin.must_be_one)?;
+        ask_warden(vcpu, register, pin.must_be_one | pin.must_be_zero)?;
     }
     // Held from the judgement to the change, so that no other vCPU pins the opposite.
     let _memory = vm.memory.lock();
@@ -123,26 +122,4 @@ fn copy(vcpu: &Vcpu<impl Vendor>, from: Gpa, to: &mut [u8]) -> bool {
     !wraps
         && frames.all(|frame| vcpu.vm.is_readable(frame))
         && vcpu.physical().read(from.identity(), to).is_ok()
-}
-
-/// The guest's pages, locked from the judgement to the last change.
-struct Pages<'a, V: Vendor> {
-    memory: &'a mut Memory<V>,
-    vm: &'static Vm<V>,
-    index: usize,
-}
-
-impl<V: Vendor> Gate for Pages<'_, V> {
-    fn page(&self, frame: Gfn) -> Option<Page> {
-        self.memory.page(frame)
-    }
-
-    fn set(&mut self, run: FrameRange<GuestPhysical>, page: Page) {
-        let flush = || flusher(self.vm, self.index);
-        let set = self.memory.set_page(run, page, flush());
-        // RAM is mapped, and the pool holds all tables that can be needed.
-        if set.and_then(|()| self.memory.collapse(run, flush())).is_err() {
-            report::fatal(format_args!("the second stage could not be changed by a request"));
-        }
-    }
 }

@@ -1,7 +1,7 @@
 //! Hypercalls by number: Ravelin's own ([`abi::hypercall`]), by which a guest reads counters and has
 //! page tables audited at any privilege level and its kernel makes pages secret; all others are [`heki`]'s.
 
-use super::{Stage, heki, state};
+use super::{Stage, heki, restore, state};
 use crate::cpu::instructions::time_stamp;
 use crate::log;
 use crate::memory::{audit, flush, pool, secret};
@@ -12,7 +12,7 @@ use crate::vendor::Vendor;
 use abi::hypercall::errno::{EFAULT, EINVAL, EPERM};
 use abi::hypercall::{
     AUDIT, AUDIT_FAILED, AUDIT_LATER, Counter, MAKE_ORDINARY, MAKE_SECRET, MOST_SECRET_PAGES,
-    READ_COUNTER, SAVE_STATE, UNKNOWN,
+    READ_COUNTER, RESTORE_STATE, SAVE_STATE, UNKNOWN,
 };
 use addr::{FrameRange, Gfn};
 use integrity::state::PageState;
@@ -39,6 +39,7 @@ pub fn handle(vcpu: &mut Vcpu<impl Vendor>) {
         (READ_COUNTER, Some(counter)) => read(vcpu, counter),
         (READ_COUNTER, None) => UNKNOWN,
         (SAVE_STATE, _) => state::write(vcpu),
+        (RESTORE_STATE, _) => restore::on_request(vcpu),
         (AUDIT, _) => audit(vcpu),
         #[cfg(feature = "planted")]
         (abi::planted::PLANTED, _) => crate::planted::handle(vcpu),

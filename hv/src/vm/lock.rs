@@ -7,6 +7,7 @@
 //! that only seems protected is worse than one that does not run.
 
 use super::memory::Memory;
+use super::restore;
 use super::survey::{Findings, examine, image_frames};
 use super::{KernelPlace, Stage, Vm, guest, shootdown};
 use crate::cpu::instructions::time_stamp;
@@ -222,5 +223,6 @@ fn lock_rodata<V: Vendor>(
     report.rodata_frames = count;
     report.stage = Stage::Full as u32;
     vm.set_stage(Stage::Full);
+    restore::at_lock(vcpu, memory);
     Ok(())
 }

@@ -3,12 +3,13 @@
 //! Reading order: [`exits`], [`memory`] (second stage and page states), [`learn`] (before the
 //! lock), [`lock`] and [`survey`], [`fault`] (the verdict on an access), [`promote`], [`text`]
 //! (patching), [`registers`], [`descriptor`] and [`pins`], [`violation`], [`heki`] (what the guest
-//! itself asks for), [`state`] (all of it as a record).
+//! itself asks for), [`state`] (all of it as a record), [`restore`].
 
 pub mod cpuid;
 pub mod descriptor;
 pub mod exits;
 pub mod fault;
+pub mod gate;
 pub mod guest;
 pub mod heki;
 pub mod hypercall;
@@ -18,6 +19,7 @@ pub mod memory;
 pub mod pins;
 pub mod promote;
 pub mod registers;
+pub mod restore;
 pub mod separation;
 pub mod shootdown;
 pub mod state;
@@ -161,6 +163,11 @@ impl<V: Vendor> Vm<V> {
     /// Where the kernel image is, once known.
     pub fn kernel(&self) -> Option<KernelPlace> {
         self.kernel.get().copied()
+    }
+
+    /// How many frames have a state: those below the end of RAM.
+    pub fn frames(&self) -> u64 {
+        self.pages.range().count()
     }
 
     /// Whether a frame is RAM of the guest.

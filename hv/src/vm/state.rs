@@ -1,8 +1,7 @@
 //! Writing the VM's protection state ([`protection`]) to the event channel, in parts.
 //!
 //! Anybody in the guest may ask for it: it goes to the host, not to the guest, and only if
-//! something has changed since it was last written. Restoring is not done here: this VM owns the
-//! machine's devices, so it goes on nowhere else.
+//! something has changed since it was last written. [`super::restore`] takes one back.
 
 use super::{PRIMARY, Vm};
 use crate::report;
@@ -51,7 +50,7 @@ pub fn write(vcpu: &Vcpu<impl Vendor>) -> u64 {
     let mut written = WRITTEN.lock();
     // Held until all is written, so that it is of one moment.
     let memory = vm.memory.lock();
-    let settings = settings(vm, memory.pages().range().count());
+    let settings = settings(vm, vm.frames());
     let mark = Mark {
         generation: vm.generation.load(Ordering::SeqCst),
         requested: settings.requested,
@@ -70,7 +69,8 @@ pub fn write(vcpu: &Vcpu<impl Vendor>) -> u64 {
     0
 }
 
-fn settings<V: Vendor>(vm: &Vm<V>, frames: u64) -> Settings {
+/// All that is in force but the pages, of which `frames` have a state.
+pub fn settings<V: Vendor>(vm: &Vm<V>, frames: u64) -> Settings {
     let mut vcpus = [None; MAX_CPUS];
     for (slot, pins) in vcpus.iter_mut().zip(&PINS) {
         *slot = pins.get().copied();

@@ -15,6 +15,7 @@
 //! | `kexec`, `kexec:force` | tries to start another kernel |
 //! | `bench`, `bench:quick` | runs the measured loops; `quick` a tenth of the rounds |
 //! | `heki` | makes Heki's hypercalls, right ones and wrong ones |
+//! | `restore:ask`, `restore:back` | asks for protection, or has it restored |
 //! | `inside` | runs the `ravelin` command |
 //! | `ret2dir` | has a planted bug of the hypervisor read, write and jump |
 //! | `idle` | never ends |
@@ -35,6 +36,7 @@ mod keeper;
 mod kexec;
 mod modules;
 mod probe;
+mod restore;
 mod ret2dir;
 mod stress;
 mod sys;
@@ -168,6 +170,7 @@ fn run_jobs(console: &Console, counters: &Counters, cpus: usize) -> Result<End> 
                 let calls = calls.with_context(|| format!("`{job}`: how many requests?"))?;
                 heki::run(console, counters, calls)?;
             }
+            "restore" => restore::run(console, counters, argument)?,
             "inside" => inside::run(console, counters)?,
             "bench" => bench::run(console, counters, argument == "quick")?,
             "ret2dir" => ret2dir::run(console, counters, cpus)?,
@@ -183,7 +186,7 @@ fn run_jobs(console: &Console, counters: &Counters, cpus: usize) -> Result<End> 
                 break;
             }
             _ => bail!(
-                "unknown job `{job}`: use probe, denied, stress:SECONDS, trace:ROUNDS, bpf:ROUNDS, load:NAME, modules:ROUNDS, kexec, bench, heki, inside, idle, ..."
+                "unknown job `{job}`: use probe, denied, stress:SECONDS, trace:ROUNDS, bpf:ROUNDS, load:NAME, modules:ROUNDS, kexec, bench, heki, restore:ask, inside, idle, ..."
             ),
         }
         done += 1;
