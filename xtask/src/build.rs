@@ -99,7 +99,7 @@ impl Built {
     /// Protection, of a sort, by the test build of the hypervisor in which a bug is planted.
     pub fn planted(&self, policy: Policy) -> Protection {
         let (hypervisor, tasks) = (self.planted.clone(), Tasks::default());
-        Protection::Ravelin { hypervisor, policy, manifest: None, tasks }
+        Protection::Ravelin { hypervisor, policy, kexec: Vec::new(), manifest: None, tasks }
     }
 
     /// A build of the hypervisor with a task that churns memory.
@@ -111,13 +111,20 @@ impl Built {
         };
         let churn = target().join("release/churn");
         let tasks = Tasks { warden: Some(self.warden.clone()), others: vec![churn] };
-        Protection::Ravelin { hypervisor, policy: Policy::default(), manifest: None, tasks }
+        Protection::Ravelin {
+            hypervisor,
+            policy: Policy::default(),
+            kexec: Vec::new(),
+            manifest: None,
+            tasks,
+        }
     }
 
     /// Protection by the hypervisor under `policy`.
     pub fn ravelin(&self, policy: Policy) -> Protection {
         let tasks = Tasks { warden: Some(self.warden.clone()), others: Vec::new() };
-        Protection::Ravelin { hypervisor: self.hypervisor.clone(), policy, manifest: None, tasks }
+        let (hypervisor, kexec) = (self.hypervisor.clone(), Vec::new());
+        Protection::Ravelin { hypervisor, policy, kexec, manifest: None, tasks }
     }
 }
 
