@@ -2,19 +2,22 @@
 
 use crate::boot::{Report, boot};
 use crate::build::On;
-use crate::e2e::{Case, Place, case, no_violation, protected, quietly};
+use crate::e2e::{Boot, Case, Place, case, no_violation, protected, quietly};
+use crate::guest_image::successor;
 use crate::judge::Probe;
-use crate::packages::Flavour::Cloud;
+use crate::packages::Flavour::{self, Cloud, Generic};
 use crate::probes;
+use crate::shell::guest_folder;
 use abi::event::{Verdict, ViolationKind};
 use abi::policy::Policy;
 use anyhow::{bail, ensure};
-use ravelin::machine::{Ended, Protection};
+use ravelin::events::{Body, Record};
+use ravelin::machine::{Ended, Machine, Protection};
 use serde::Deserialize;
 use std::ops::ControlFlow;
 
 /// The cases.
-pub fn cases() -> Vec<Case> {
+pub fn cases(full: bool) -> Vec<Case> {
     let mut cases = vec![
         case("kexec-bare", kexec_bare),
         case("kexec-refused", kexec_refused),
@@ -28,6 +31,24 @@ pub fn cases() -> Vec<Case> {
         }));
         cases.push(case(format!("modules-{cpus}-{plural}"), move |name, place| {
             modules(name, place, cpus)
+        }));
+        cases.push(case(format!("kexec-named-{cpus}-{plural}"), move |name, place| {
+            kexec_named(name, place, cpus, "file", Cloud)
+        }));
+    }
+    cases.push(case("kexec-named-load", |name, place| kexec_named(name, place, 1, "load", Cloud)));
+    for (what, job, given) in [
+        ("kernel", "kexec:file", Generic),
+        ("byte", "kexec:changed", Cloud),
+        ("program", "kexec", Cloud),
+    ] {
+        cases.push(case(format!("kexec-other-{what}"), move |name, place| {
+            kexec_other(name, place, job, given)
+        }));
+    }
+    if full {
+        cases.push(case("kexec-named-generic", |name, place| {
+            kexec_named(name, place, 2, "file", Generic)
         }));
     }
     cases
@@ -84,6 +105,73 @@ fn kexec_forced(name: &str, place: &Place<'_>, cpus: usize) -> anyhow::Result<()
         first.kind == ViolationKind::Kexec as u8 && first.verdict == Verdict::Deny as u8;
     ensure!(as_expected, "another event: {first:x?}");
     ensure!(report.outcome.ended == Ended::Reset, "it ended with {:?}", report.outcome.ended);
+    Ok(())
+}
+
+/// A machine for `job` whose policy names the kernel of one flavour for kexec, and whose guest has
+/// that of another at hand, to start with the job `probe`.
+fn naming(
+    name: &str,
+    place: &Place<'_>,
+    job: &str,
+    named: Flavour,
+    given: Flavour,
+) -> anyhow::Result<Machine> {
+    let policy = Policy { kexec: 1, ..Policy::default() };
+    let job = format!("{job} ravelin.next=probe");
+    let mut machine = protected(place, Cloud, &job, policy)?;
+    if let Protection::Ravelin { kexec, .. } = &mut machine.protection {
+        kexec.push(place.built.guest(named)?.kernel.image.clone());
+    }
+    let given = place.built.guest(given)?;
+    let mut archive = std::fs::read(&machine.initrd)?;
+    archive.extend(successor(&given.kernel.image, &given.initrd)?);
+    machine.initrd = guest_folder("initramfs")?.join(format!("{name}.cpio"));
+    std::fs::write(&machine.initrd, archive)?;
+    Ok(machine)
+}
+
+/// A kernel that the policy names takes the place of the first one, is locked again, and every
+/// attack in it is refused.
+fn kexec_named(
+    name: &str,
+    place: &Place<'_>,
+    cpus: usize,
+    call: &str,
+    flavour: Flavour,
+) -> anyhow::Result<()> {
+    let mut machine = naming(name, place, &format!("kexec:{call}"), flavour, flavour)?;
+    machine.cpus = cpus;
+    let report = quietly(name, &machine)?;
+    report.finished()?;
+    let boots = report.all::<Boot>("boot")?;
+    let seen: Vec<usize> = boots.iter().map(|boot| boot.cpus).collect();
+    ensure!(seen == [cpus, cpus], "the kernels saw {seen:?} CPUs, not {cpus} each");
+    let stages: Vec<u32> = report.locks().iter().map(|lock| lock.stage).collect();
+    ensure!(stages == [2, 2], "the lock went through stages {stages:?}, not 2 and 2");
+    let follows = |record: &&Record| matches!(record.body, Body::Succession(_));
+    let successions = report.records.iter().filter(follows).count();
+    ensure!(successions == 1, "{successions} kernels followed, not one");
+    let expected = probes::expected(cpus, false);
+    all_refused(&report, expected)?;
+    let violations = report.violations().len();
+    ensure!(violations == expected, "{violations} violations of {expected} attacks");
+    Ok(())
+}
+
+/// What the policy does not name is refused with an event, and the machine stops before it runs.
+fn kexec_other(name: &str, place: &Place<'_>, job: &str, given: Flavour) -> anyhow::Result<()> {
+    let report = quietly(name, &naming(name, place, job, Cloud, given)?)?;
+    ensure!(report.outcome.ended == Ended::Stopped, "it ended with {:?}", report.outcome.ended);
+    let loaded = report.count("loaded") + report.count("kexec");
+    ensure!(loaded == 1, "nothing was loaded");
+    let ran = report.count("kexeced") + report.count("boot");
+    ensure!(ran == 1, "what was loaded ran");
+    let violations = report.violations();
+    let [(_, only)] = &violations[..] else { bail!("{} violations, not one", violations.len()) };
+    let as_expected =
+        only.kind == ViolationKind::Kexec as u8 && only.verdict == Verdict::Stop as u8;
+    ensure!(as_expected, "another event: {only:x?}");
     Ok(())
 }
 

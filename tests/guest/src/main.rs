@@ -11,7 +11,8 @@
 //! | `trace:ROUNDS` | uses the function tracer |
 //! | `bpf:ROUNDS` | makes packet filters and runs them |
 //! | `modules:ROUNDS` | loads, attacks and unloads the probe module |
-//! | `kexec`, `kexec:force` | tries to start another kernel |
+//! | `kexec`, `kexec:force` | tries to start another program in place of the kernel |
+//! | `kexec:file`, `kexec:load`, `kexec:changed` | starts another kernel, which does `ravelin.next=` |
 //! | `bench`, `bench:quick` | runs the measured loops; `quick` a tenth of the rounds |
 //! | `heki` | makes Heki's hypercalls, right ones and wrong ones |
 //! | `inside` | runs the `ravelin` command |
@@ -150,7 +151,7 @@ fn run_jobs(console: &Console, counters: &Counters, cpus: usize) -> Result<End> 
                     argument.parse().with_context(|| format!("`{job}`: how many rounds?"))?;
                 trace::run(console, rounds)?;
             }
-            "kexec" => kexec::run(console, argument == "force")?,
+            "kexec" => kexec::run(console, argument)?,
             "modules" => {
                 let rounds =
                     argument.parse().with_context(|| format!("`{job}`: how many rounds?"))?;

@@ -56,6 +56,20 @@ pub fn command(ravelin: &Path) -> Result<Vec<u8>> {
     Ok(trailer(archive)?)
 }
 
+/// An archive to put behind the first one: with it the guest has a kernel to start, and that one's
+/// initial file system.
+///
+/// # Errors
+/// A file cannot be read or is larger than 4 GiB.
+pub fn successor(kernel: &Path, initrd: &Path) -> Result<Vec<u8>> {
+    let mut archive = Vec::new();
+    append(&mut archive, entry("kexec", 0o755, ModeFileType::Directory), &[])?;
+    for (name, path) in [("kexec/vmlinuz", kernel), ("kexec/initrd", initrd)] {
+        append(&mut archive, entry(name, 0o644, ModeFileType::Regular), &read(path)?)?;
+    }
+    Ok(trailer(archive)?)
+}
+
 fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("cannot read {}", path.display()))
 }
