@@ -119,7 +119,7 @@ mod tests {
             // Every address reads as something, so that circles are common.
             let read = |at: Gpa| {
                 steps += 1;
-                words.get(at.raw() as usize / 8 % words.len()).copied()
+                words.get(addr::length(at.raw() / 8) % words.len()).copied()
             };
             let _ = walk(head, most, read, |_, to| (to.raw() != 0).then_some(()));
             prop_assert!(steps <= most);
@@ -129,7 +129,7 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named() {
         let of = |entries: &[u64], most| {
-            let read = |at: Gpa| entries.get(at.raw() as usize / 8).copied();
+            let read = |at: Gpa| entries.get(addr::length(at.raw() / 8)).copied();
             walk(INDIRECTION, most, read, |_, to| (to.raw() != 9).then_some(()))
         };
         assert_eq!(of(&[DONE], 9), Ok(Segments::new()));

@@ -1,7 +1,7 @@
 //! The Linux 64-bit boot protocol (Documentation/arch/x86/boot.rst): lays out kernel, zero page,
 //! command line and first page tables in guest memory, through windows.
 
-use super::acpi::Machine;
+use super::acpi::{self, Machine};
 use super::layout::{GuestMap, LOW_PLACES, LOW_RESERVED, module_ranges};
 use crate::memory::physical::Physical;
 use crate::memory::pool::Block;
@@ -287,18 +287,26 @@ struct Kept {
     zero_page: &'static [u8],
     /// [`low_pages`].
     low: ArrayVec<&'static [u8], 8>,
+    /// The firmware's tables, and what they come to. The guest may write them, and a kernel does what
+    /// they say before it is locked.
+    tables: acpi::Tables,
+    fingerprint: [u8; 32],
 }
 
 static KEPT: Once<Kept> = Once::new();
 
+#[inline(never)]
 fn keep(memory: Physical<'_>) -> Result<(), &'static str> {
     let page = |start| {
         let copy = Block::take(1).ok_or("the pool is too small")?.leak();
         memory.read(start, copy)?;
         Ok::<&[u8], &'static str>(copy)
     };
-    let kept =
-        Kept { zero_page: page(ZERO_PAGE)?, low: low_pages().map(page).collect::<Result<_, _>>()? };
+    let zero_page = page(ZERO_PAGE)?;
+    let low = low_pages().map(page).collect::<Result<_, _>>()?;
+    let tables = acpi::tables(memory)?;
+    let fingerprint = acpi::fingerprint(memory, &tables)?;
+    let kept = Kept { zero_page, low, tables, fingerprint };
     KEPT.call_once(|| kept);
     Ok(())
 }
@@ -334,6 +342,9 @@ pub fn load_again(
     fill(&mut page, &setup, place, successor.initrd.clone());
     memory.write(ZERO_PAGE, &page)?;
     low_pages().zip(&kept.low).try_for_each(|(start, page)| memory.write(start, page))?;
+    if acpi::fingerprint(memory, &kept.tables)? != kept.fingerprint {
+        return Err("the firmware's ACPI tables are not what they were at the first boot");
+    }
     // A command line that was the predecessor's has the policy's words in front already.
     let told = policy.kernel_arguments();
     let given = told.fold(successor.command_line, |rest, word| {

@@ -5,7 +5,7 @@
 //!   loading was switched off.
 //! - `kexec:file` and `kexec:load` start the kernel in `/kexec`, by one system call or the other; it
 //!   does the job `ravelin.next=` of our command line. `kexec:changed` is `kexec:file` with one byte
-//!   of the kernel changed.
+//!   of the kernel changed, `kexec:tables` with one of the firmware's ACPI tables.
 
 use std::fs::{self, File};
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
@@ -17,7 +17,7 @@ use serde_json::json;
 
 use crate::console::Console;
 use crate::probe;
-use crate::sys::PAGE;
+use crate::sys::{self, PAGE};
 
 const FORCE: &str = "/proc/ravelin_probes/kexec";
 const KERNEL: &str = "/kexec/vmlinuz";
@@ -57,6 +57,10 @@ pub fn run(console: &Console, how: &str) -> Result<()> {
         "file" => load_file(&File::open(KERNEL)?)?,
         "changed" => load_file(&changed()?)?,
         "load" => load_segments()?,
+        "tables" => {
+            change_tables()?;
+            load_file(&File::open(KERNEL)?)?
+        }
         other => bail!("`kexec:{other}`: what is that?"),
     };
     console.report("loaded", &json!({"error": answer}))?;
@@ -135,6 +139,20 @@ fn changed() -> Result<File> {
     drop(file);
     // The kernel takes no file that is open for writing.
     Ok(File::open(copy)?)
+}
+
+/// Writes into the second page of the DSDT, whose address is in the kernel's log.
+fn change_tables() -> Result<()> {
+    const READ_ALL: i32 = 3;
+    let mut log = vec![0; 1 << 18];
+    let room = i32::try_from(log.len())?;
+    // SAFETY: the buffer is as long as is said.
+    let length = unsafe { libc::klogctl(READ_ALL, log.as_mut_ptr().cast(), room) };
+    let log = String::from_utf8_lossy(log.get(..usize::try_from(length)?).unwrap_or_default());
+    let (_, rest) = log.split_once("ACPI: DSDT 0x").context("the log names no DSDT")?;
+    let start = u64::from_str_radix(rest.split(' ').next().unwrap_or_default(), 16)?;
+    let memory = File::options().read(true).write(true).open("/dev/mem")?;
+    sys::write_at(&memory, (start & !(PAGE as u64 - 1)) + PAGE as u64)
 }
 
 /// Does what a loader does with the older system call, as little of it as Ravelin needs: there is no

@@ -12,7 +12,7 @@
 //! | `bpf:ROUNDS` | makes packet filters and runs them |
 //! | `modules:ROUNDS` | loads, attacks and unloads the probe module |
 //! | `kexec`, `kexec:force` | tries to start another program in place of the kernel |
-//! | `kexec:file`, `kexec:load`, `kexec:changed` | starts another kernel, which does `ravelin.next=` |
+//! | `kexec:file`, `kexec:load`, `kexec:changed`, `kexec:tables` | starts another kernel, which does `ravelin.next=` |
 //! | `bench`, `bench:quick` | runs the measured loops; `quick` a tenth of the rounds |
 //! | `heki` | makes Heki's hypercalls, right ones and wrong ones |
 //! | `inside` | runs the `ravelin` command |
