@@ -38,9 +38,10 @@ pub fn cases(full: bool) -> Vec<Case> {
     }
     cases.push(case("kexec-named-load", |name, place| kexec_named(name, place, 1, "load", Cloud)));
     for (what, job, given) in [
-        ("kernel", "kexec:file", Generic),
-        ("byte", "kexec:changed", Cloud),
-        ("program", "kexec", Cloud),
+        ("kernel", "kexec:file", (Generic, SUCCESSOR)),
+        ("byte", "kexec:changed", (Cloud, SUCCESSOR)),
+        ("initrd", "kexec:file", (Cloud, TABLES)),
+        ("program", "kexec", (Cloud, SUCCESSOR)),
     ] {
         cases.push(case(format!("kexec-other-{what}"), move |name, place| {
             kexec_other(name, place, job, given)
@@ -48,7 +49,7 @@ pub fn cases(full: bool) -> Vec<Case> {
     }
     // Bochs' tables lie where the kernel lets no program write.
     let tables = case("kexec-other-tables", |name: &str, place: &Place<'_>| {
-        kexec_other(name, place, "kexec:tables", Cloud)
+        kexec_other(name, place, "kexec:tables", (Cloud, SUCCESSOR))
     });
     cases.push(Case { on: &[On::Qemu], ..tables });
     if full {
@@ -113,14 +114,22 @@ fn kexec_forced(name: &str, place: &Place<'_>, cpus: usize) -> anyhow::Result<()
     Ok(())
 }
 
+/// The file by which the test program knows that it runs under the second kernel.
+const SUCCESSOR: &str = "successor";
+/// A file that a kernel takes for a table of its firmware.
+const TABLES: &str = "kernel/firmware/acpi/ssdt.aml";
+
+/// A kernel to start, and a file more for it.
+type Given<'a> = (Flavour, &'a str);
+
 /// A machine for `job` whose policy names the kernel of one flavour for kexec, and whose guest has
-/// that of another at hand, to start with the job `probe`.
+/// a kernel at hand, perhaps of another, to start with the job `probe`, and a file more for it.
 fn naming(
     name: &str,
     place: &Place<'_>,
     job: &str,
     named: Flavour,
-    given: Flavour,
+    given: Given<'_>,
 ) -> anyhow::Result<Machine> {
     let policy = Policy { kexec: 1, ..Policy::default() };
     let job = format!("{job} ravelin.next=probe");
@@ -128,9 +137,9 @@ fn naming(
     if let Protection::Ravelin { kexec, .. } = &mut machine.protection {
         kexec.push(place.built.guest(named)?.kernel.image.clone());
     }
-    let given = place.built.guest(given)?;
+    let (given, extra) = (place.built.guest(given.0)?, given.1);
     let mut archive = std::fs::read(&machine.initrd)?;
-    archive.extend(successor(&given.kernel.image, &given.initrd)?);
+    archive.extend(successor(&given.kernel.image, &given.initrd, extra)?);
     machine.initrd = guest_folder("initramfs")?.join(format!("{name}.cpio"));
     std::fs::write(&machine.initrd, archive)?;
     Ok(machine)
@@ -145,7 +154,7 @@ fn kexec_named(
     call: &str,
     flavour: Flavour,
 ) -> anyhow::Result<()> {
-    let mut machine = naming(name, place, &format!("kexec:{call}"), flavour, flavour)?;
+    let mut machine = naming(name, place, &format!("kexec:{call}"), flavour, (flavour, SUCCESSOR))?;
     machine.cpus = cpus;
     let report = quietly(name, &machine)?;
     report.finished()?;
@@ -165,7 +174,7 @@ fn kexec_named(
 }
 
 /// What the policy does not name is refused with an event, and the machine stops before it runs.
-fn kexec_other(name: &str, place: &Place<'_>, job: &str, given: Flavour) -> anyhow::Result<()> {
+fn kexec_other(name: &str, place: &Place<'_>, job: &str, given: Given<'_>) -> anyhow::Result<()> {
     let report = quietly(name, &naming(name, place, job, Cloud, given)?)?;
     ensure!(report.outcome.ended == Ended::Stopped, "it ended with {:?}", report.outcome.ended);
     let loaded = report.count("loaded") + report.count("kexec");

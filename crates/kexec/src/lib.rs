@@ -1,5 +1,5 @@
 //! What a kernel leaves behind for the one that follows it by kexec: the list of pages to move, the
-//! segments that they make, and in one of them the parameters of the boot.
+//! segments that they make, in one of them the parameters of the boot, and an initial file system.
 //!
 //! All of it comes from a kernel that may be hostile. Nothing here touches memory: a caller shows
 //! words and bytes, and gets what they mean, each address only as a number still to be checked.
@@ -10,9 +10,11 @@
 #[cfg(test)]
 extern crate std;
 
+mod initrd;
 mod list;
 mod parameters;
 
+pub use initrd::Search;
 pub use list::{MOST_SEGMENTS, Segments, walk};
 pub use parameters::{BYTES as PARAMETER_BYTES, Parameters};
 
@@ -35,8 +37,10 @@ pub enum Refusal {
     Room,
     /// No segment tells of a boot.
     NoParameters,
-    /// The initial file system or the command line is not in memory, or in the kernel's way.
-    Input,
+    /// The initial file system is not in memory, or in the kernel's way.
+    Initrd,
+    /// The initial file system has what a kernel takes for its firmware's, or its administrator's.
+    Forbidden,
 }
 
 impl From<Refusal> for &'static str {
@@ -50,7 +54,8 @@ impl From<Refusal> for &'static str {
             Refusal::Unnamed => "no part of what was loaded is a kernel that the policy names",
             Refusal::Room => "the kernel has not the room that it needs",
             Refusal::NoParameters => "no part of what was loaded has the parameters of a boot",
-            Refusal::Input => "the initial file system or the command line is where it cannot be",
+            Refusal::Initrd => "the initial file system is where it cannot be",
+            Refusal::Forbidden => "the initial file system has ACPI tables or a boot configuration",
         }
     }
 }

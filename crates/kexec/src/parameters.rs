@@ -1,7 +1,6 @@
 //! The page that tells a kernel of its boot, as the old kernel or its user has made it (Linux,
-//! Documentation/arch/x86/zero-page.rst). Little of it is taken: where the initial file system and
-//! the command line are. The rest (memory map, firmware tables, the setup header) the hypervisor
-//! knows by itself.
+//! Documentation/arch/x86/zero-page.rst). All that is taken is where the initial file system is. The
+//! rest (memory map, firmware tables, setup header, command line) the hypervisor knows by itself.
 
 use addr::Gpa;
 
@@ -9,10 +8,9 @@ const BOOT_FLAG: usize = 0x1fe;
 const MAGIC: usize = 0x202;
 const RAMDISK: [usize; 2] = [0x218, 0x0c0];
 const RAMDISK_BYTES: [usize; 2] = [0x21c, 0x0c4];
-const COMMAND_LINE: [usize; 2] = [0x228, 0x0c8];
 
 /// As many bytes of the page as are looked at.
-pub const BYTES: usize = COMMAND_LINE[0] + 4;
+pub const BYTES: usize = RAMDISK_BYTES[0] + 4;
 
 /// What is taken from the page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,8 +19,6 @@ pub struct Parameters {
     pub initrd: Gpa,
     /// Its bytes, 0 if there is none.
     pub initrd_bytes: u64,
-    /// Where the command line is, with a NUL behind it.
-    pub command_line: Gpa,
 }
 
 impl Parameters {
@@ -34,11 +30,8 @@ impl Parameters {
         // Low half in the setup header, high half apart from it.
         let whole =
             |[low, high]: [usize; 2]| Some(u64::from(half(low)?) | u64::from(half(high)?) << 32);
-        let parameters = Self {
-            initrd: Gpa::new(whole(RAMDISK)?),
-            initrd_bytes: whole(RAMDISK_BYTES)?,
-            command_line: Gpa::new(whole(COMMAND_LINE)?),
-        };
+        let parameters =
+            Self { initrd: Gpa::new(whole(RAMDISK)?), initrd_bytes: whole(RAMDISK_BYTES)? };
         is_one.then_some(parameters)
     }
 }
@@ -53,21 +46,10 @@ mod tests {
         assert_eq!(Parameters::of(&page), None);
         page[0x1fe..0x200].copy_from_slice(&[0x55, 0xaa]);
         page[0x202..0x206].copy_from_slice(b"HdrS");
-        for (at, value) in [
-            (0x218, 0x1000_u32),
-            (0x0c0, 2),
-            (0x21c, 0x3456),
-            (0x0c4, 1),
-            (0x228, 0x9000),
-            (0x0c8, 3),
-        ] {
+        for (at, value) in [(0x218, 0x1000_u32), (0x0c0, 2), (0x21c, 0x3456), (0x0c4, 1)] {
             page[at..at + 4].copy_from_slice(&value.to_le_bytes());
         }
-        let expected = Parameters {
-            initrd: Gpa::new(0x2_0000_1000),
-            initrd_bytes: 0x1_0000_3456,
-            command_line: Gpa::new(0x3_0000_9000),
-        };
+        let expected = Parameters { initrd: Gpa::new(0x2_0000_1000), initrd_bytes: 0x1_0000_3456 };
         assert_eq!(Parameters::of(&page), Some(expected));
         page[0x1ff] = 0;
         assert_eq!(Parameters::of(&page), None);

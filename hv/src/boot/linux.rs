@@ -152,7 +152,7 @@ pub fn load(
         .ok_or("too little memory: no place for the kernel clear of the boot modules")?;
     memory.copy(kernel.start.plus(payload), target, length)?;
     write_zero_page(memory, info, &setup, target, map, machine)?;
-    write_command_line(memory, info.command_line.as_bytes(), policy)?;
+    write_command_line(memory, info, policy)?;
     write_first_tables(memory)?;
     if policy.kexec_in_force() {
         keep(memory)?;
@@ -238,20 +238,20 @@ fn fill(page: &mut [u8; PAGE_BYTES], setup: &Setup, kernel: Hpa, initrd: Range<u
     put(page, offset::COMMAND_LINE, &COMMAND_LINE.raw().to_le_bytes()[..4]);
 }
 
-/// The words by which the policy is told to the kernel, then `given`: behind these there may be a
+/// The words by which the policy is told to the kernel, then the loader's: behind these there may be a
 /// `--`, and words for the first process.
 fn write_command_line(
     memory: Physical<'_>,
-    given: &[u8],
+    info: &BootInfo,
     policy: &Policy,
 ) -> Result<(), &'static str> {
     let mut length = 0;
-    let told = policy.kernel_arguments().map(|word| -> &[u8] { word.as_bytes() });
-    for word in told.chain([given]) {
+    let told = policy.kernel_arguments().map(|word| -> &str { word });
+    for word in told.chain([info.command_line.as_str()]) {
         if length + word.len() > MAX_COMMAND_LINE {
             return Err("the kernel's command line is too long, with what the policy adds to it");
         }
-        memory.write(COMMAND_LINE.plus(length as u64), word)?;
+        memory.write(COMMAND_LINE.plus(length as u64), word.as_bytes())?;
         length += word.len();
     }
     memory.write(COMMAND_LINE.plus(length as u64), &[0])?;
@@ -279,14 +279,14 @@ fn write_first_tables(memory: Physical<'_>) -> Result<(), &'static str> {
 
 /// The pages of low memory that are laid out for a kernel, the zero page apart.
 fn low_pages() -> impl Iterator<Item = Hpa> {
-    LOW_RESERVED.step_by(PAGE_BYTES).map(Hpa::new)
+    [COMMAND_LINE].into_iter().chain(LOW_RESERVED.step_by(PAGE_BYTES).map(Hpa::new))
 }
 
 /// What was laid out for the first kernel, as it was before that ran.
 struct Kept {
     zero_page: &'static [u8],
     /// [`low_pages`].
-    low: ArrayVec<&'static [u8], 8>,
+    low: ArrayVec<&'static [u8], 9>,
     /// The firmware's tables, and what they come to. The guest may write them, and a kernel does what
     /// they say before it is locked.
     tables: acpi::Tables,
@@ -311,47 +311,29 @@ fn keep(memory: Physical<'_>) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// A kernel that its predecessor has put in its place.
-pub struct Successor<'a> {
-    /// How it is loaded.
-    pub load: &'a Load,
-    /// Where it is.
-    pub place: Gpa,
-    /// Where its initial file system is.
-    pub initrd: Range<u64>,
-    /// What its predecessor, or who used that, wants to tell it.
-    pub command_line: &'a [u8],
-}
-
-/// Lays low memory out again as it was for the first kernel, but for what is another's.
+/// Lays low memory out again, as it was for the first kernel, for one that its predecessor has put at
+/// `place`.
 ///
 /// # Errors
 /// A sentence that says what is in the way.
 #[inline(never)]
 pub fn load_again(
     memory: Physical<'_>,
-    policy: &Policy,
-    successor: &Successor<'_>,
+    load: &Load,
+    place: Gpa,
+    initrd: Range<u64>,
 ) -> Result<Start, &'static str> {
     const NOT_KEPT: &str = "nothing was kept for another kernel";
-    let setup = Setup { bytes: successor.load.setup_header };
-    setup.check()?;
+    let setup = Setup { bytes: load.setup_header };
     let kept = KEPT.get().ok_or(NOT_KEPT)?;
     let mut page = *kept.zero_page.first_chunk().ok_or(NOT_KEPT)?;
-    let place = successor.place.identity();
-    fill(&mut page, &setup, place, successor.initrd.clone());
+    fill(&mut page, &setup, place.identity(), initrd);
     memory.write(ZERO_PAGE, &page)?;
     low_pages().zip(&kept.low).try_for_each(|(start, page)| memory.write(start, page))?;
     if acpi::fingerprint(memory, &kept.tables)? != kept.fingerprint {
         return Err("the firmware's ACPI tables are not what they were at the first boot");
     }
-    // A command line that was the predecessor's has the policy's words in front already.
-    let told = policy.kernel_arguments();
-    let given = told.fold(successor.command_line, |rest, word| {
-        rest.strip_prefix(word.as_bytes()).unwrap_or(rest)
-    });
-    write_command_line(memory, given, policy)?;
-    Ok(Start::at(place))
+    Ok(Start::at(place.identity()))
 }
 
 /// Whether the kernel of a manifest could be started.

@@ -10,9 +10,9 @@
 //! 2. nothing is in force any more: all RAM is data, as at boot;
 //! 3. the pages are moved, as the old kernel's list says;
 //! 4. one of the segments must be a named kernel, byte for byte: by SHA-256, where it lies now;
-//! 5. low memory is laid out as for the first kernel. Only the place of the initial file system and
-//!    the command line come from the predecessor; memory map, firmware tables, setup header and the
-//!    first page tables are the hypervisor's;
+//! 5. low memory is laid out as for the first kernel: command line, memory map, firmware tables, first
+//!    page tables. The predecessor has a say in nothing but the initial file system, in which there
+//!    must not be what a kernel uses before it is locked;
 //! 6. the vCPU starts at the new kernel's entry, the others wait for it, and the lock waits for the
 //!    first instruction at CPL 3 as ever.
 //!
@@ -23,7 +23,7 @@ use super::lock::flusher;
 use super::memory::Memory;
 use super::violation::{self, Attempt};
 use super::{Stage, Vm, learn, shootdown, state, text};
-use crate::boot::linux::{self, Start, Successor};
+use crate::boot::linux::{self, Start};
 use crate::boot::{LOW_RESERVED, START_RANGE};
 use crate::log;
 use crate::memory::secret;
@@ -34,9 +34,8 @@ use abi::Fingerprint;
 use abi::event::{RecordKind, Succession, ViolationKind};
 use abi::manifest::Header;
 use addr::{FRAMES_PER_2M, FrameRange, Gfn, Gpa, GuestPhysical, PAGE_SIZE};
-use boot_info::MAX_COMMAND_LINE;
 use core::sync::atomic::Ordering;
-use kexec::{PARAMETER_BYTES, Parameters, Refusal, Segments, walk};
+use kexec::{PARAMETER_BYTES, Parameters, Refusal, Search, Segments, walk};
 use zerocopy::IntoBytes;
 
 const RDI: usize = 7;
@@ -75,11 +74,8 @@ fn succeed<V: Vendor>(vcpu: &mut Vcpu<V>) -> Result<Start, &'static str> {
     let header = vm.kernels.named.get(number).ok_or(Refusal::Unnamed)?.header();
     let taken = room(header, place);
     let parameters = find_parameters(vcpu, &segments)?;
-    let initrd = initrd(vm, &parameters, taken).ok_or(Refusal::Input)?;
-    let mut line = [0; MAX_COMMAND_LINE + 1];
-    let command_line = read_line(vcpu, parameters.command_line, &mut line).ok_or(Refusal::Input)?;
-    let successor = Successor { load: &header.load, place, initrd, command_line };
-    let start = linux::load_again(vcpu.physical(), &vm.policy, &successor)?;
+    let initrd = initrd(vcpu, &parameters, taken)?;
+    let start = linux::load_again(vcpu.physical(), &header.load, place, initrd)?;
     *vm.kernel.lock() = None;
     vm.running.store(number + 1, Ordering::Release);
     vm.incarnation.fetch_add(1, Ordering::SeqCst);
@@ -177,36 +173,28 @@ fn find_parameters<V: Vendor>(vcpu: &Vcpu<V>, segments: &Segments) -> Result<Par
     filled.filter_map(of).next().ok_or(Refusal::NoParameters)
 }
 
-/// The bytes of the initial file system: in RAM, in one piece, and in nobody's way.
-fn initrd(
-    vm: &Vm<impl Vendor>,
+/// The bytes of the initial file system: in RAM, in one piece, in nobody's way, and without what a
+/// kernel would take for its firmware's.
+fn initrd<V: Vendor>(
+    vcpu: &Vcpu<V>,
     parameters: &Parameters,
     taken: FrameRange<GuestPhysical>,
-) -> Option<core::ops::Range<u64>> {
-    let start = parameters.initrd;
-    let end = start.checked_add(parameters.initrd_bytes)?;
-    if start == end {
-        return Some(0..0);
+) -> Result<core::ops::Range<u64>, Refusal> {
+    let (start, length) = (parameters.initrd, parameters.initrd_bytes);
+    if length == 0 {
+        return Ok(0..0);
     }
-    let frames = FrameRange::covering(start, parameters.initrd_bytes);
+    let end = start.checked_add(length).ok_or(Refusal::Initrd)?;
+    let frames = FrameRange::covering(start, length);
     let in_ram = |range: &FrameRange<_>| range.start <= frames.start && frames.end <= range.end;
-    let fits = vm.ram.iter().any(in_ram) && !frames.overlaps(taken) && !is_laid_out(frames);
-    fits.then_some(start.raw()..end.raw())
-}
-
-/// Copies a text out of RAM, up to its NUL, which must be there.
-fn read_line<'a>(vcpu: &Vcpu<impl Vendor>, start: Gpa, line: &'a mut [u8]) -> Option<&'a [u8]> {
-    let mut done = 0;
-    let length = loop {
-        let rest = line.get_mut(done..).filter(|rest| !rest.is_empty())?;
-        let at = start.checked_add(done as u64)?;
-        let window =
-            vcpu.windows.open(at.frame().identity()).filter(|_| vcpu.vm.is_ram(at.frame()))?;
-        let count = window.read(at.offset(), rest);
-        if let Some(end) = rest.get(..count)?.iter().position(|byte| *byte == 0) {
-            break done + end;
-        }
-        done += count;
-    };
-    line.get(..length)
+    if !vcpu.vm.ram.iter().any(in_ram) || frames.overlaps(taken) || is_laid_out(frames) {
+        return Err(Refusal::Initrd);
+    }
+    let mut search = Search::default();
+    // RAM, and no vCPU runs.
+    let scanned = vcpu.physical().scan(start.identity(), length, |piece| search.update(piece));
+    if scanned.is_err() {
+        return Err(Refusal::Initrd);
+    }
+    if search.found() { Err(Refusal::Forbidden) } else { Ok(start.raw()..end.raw()) }
 }

@@ -3,10 +3,11 @@
 //! - `kexec` brings a few instructions that say so on the serial port and reset the machine.
 //! - `kexec:force` first does what an attacker would: it takes back, in the kernel's memory, that
 //!   loading was switched off.
-//! - `kexec:file` and `kexec:load` start the kernel in `/kexec`, by one system call or the other; it
-//!   does the job `ravelin.next=` of our command line. `kexec:changed` is `kexec:file` with one byte
+//! - `kexec:file` and `kexec:load` start the kernel in `/kexec`, by one system call or the other; in
+//!   its file system there is a file `/successor`, so it does the job `ravelin.next=`. `kexec:changed` is `kexec:file` with one byte
 //!   of the kernel changed, `kexec:tables` with one of the firmware's ACPI tables.
 
+use std::ffi::CStr;
 use std::fs::{self, File};
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::fd::AsRawFd as _;
@@ -22,6 +23,9 @@ use crate::sys::{self, PAGE};
 const FORCE: &str = "/proc/ravelin_probes/kexec";
 const KERNEL: &str = "/kexec/vmlinuz";
 const INITRD: &str = "/kexec/initrd";
+/// What the other kernel is to be told: with it that could not be locked whole, but Ravelin starts it with
+/// the command line of the first one.
+const IGNORED: &CStr = c"rodata=off ravelin.job=idle";
 /// Where the program goes, as a physical address.
 const PLACE: usize = 0x100_0000;
 
@@ -101,25 +105,16 @@ fn leave(error: i32) -> Result<()> {
     Ok(())
 }
 
-/// Our command line, with the next job in place of ours.
-fn command_line() -> Result<String> {
-    let own = fs::read_to_string("/proc/cmdline")?;
-    let words = own.split_whitespace().filter(|word| !word.starts_with("ravelin.job="));
-    let words = words.map(|word| word.replace("ravelin.next=", "ravelin.job="));
-    Ok(words.collect::<Vec<_>>().join(" ") + "\0")
-}
-
 fn load_file(kernel: &File) -> Result<i32> {
     let initrd = File::open(INITRD)?;
-    let line = command_line()?;
     // SAFETY: the command line is as long as is said.
     Ok(errno(unsafe {
         libc::syscall(
             libc::SYS_kexec_file_load,
             kernel.as_raw_fd(),
             initrd.as_raw_fd(),
-            line.len(),
-            line.as_ptr(),
+            IGNORED.count_bytes() + 1,
+            IGNORED.as_ptr(),
             0_usize,
         )
     }))
@@ -164,7 +159,7 @@ fn load_segments() -> Result<i32> {
     const LINE_AT: usize = PARAMETERS_AT + PAGE;
     const PROGRAM_AT: usize = LINE_AT + PAGE;
     const HEADER: std::ops::Range<usize> = 0x1f1..0x26c;
-    let (kernel, initrd, line) = (fs::read(KERNEL)?, fs::read(INITRD)?, command_line()?);
+    let (kernel, initrd, line) = (fs::read(KERNEL)?, fs::read(INITRD)?, IGNORED.to_bytes());
     let header = kernel.get(HEADER).context("the kernel is too short")?;
     let (setup, kernel) = kernel.split_at((usize::from(kernel[HEADER.start]) + 1) * 512);
     let init_size = u32::from_le_bytes(setup[0x260..0x264].try_into()?) as usize;
@@ -185,7 +180,7 @@ fn load_segments() -> Result<i32> {
             Segment::new(kernel, KERNEL_AT, init_size),
             Segment::new(&initrd, INITRD_AT, 0),
             Segment::new(&parameters, PARAMETERS_AT, 0),
-            Segment::new(line.as_bytes(), LINE_AT, 0),
+            Segment::new(line, LINE_AT, 0),
             Segment::new(&program, PROGRAM_AT, 0),
         ],
     ))

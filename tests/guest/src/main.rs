@@ -12,7 +12,7 @@
 //! | `bpf:ROUNDS` | makes packet filters and runs them |
 //! | `modules:ROUNDS` | loads, attacks and unloads the probe module |
 //! | `kexec`, `kexec:force` | tries to start another program in place of the kernel |
-//! | `kexec:file`, `kexec:load`, `kexec:changed`, `kexec:tables` | starts another kernel, which does `ravelin.next=` |
+//! | `kexec:file`, `kexec:load`, `kexec:changed`, `kexec:tables` | starts another kernel, which does `ravelin.next=` in place of `ravelin.job=` |
 //! | `bench`, `bench:quick` | runs the measured loops; `quick` a tenth of the rounds |
 //! | `heki` | makes Heki's hypercalls, right ones and wrong ones |
 //! | `inside` | runs the `ravelin` command |
@@ -48,6 +48,7 @@ use hypercall::Audit;
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
 use serde_json::json;
+use std::path::Path;
 
 /// Argument with which this program ends at once, for tests that need something to execute.
 pub const EXIT_ARGUMENT: &str = "--exit";
@@ -125,10 +126,11 @@ fn mount_all() -> Result<()> {
 /// Runs the jobs of the command line; how the machine is to end.
 fn run_jobs(console: &Console, counters: &Counters, cpus: usize) -> Result<End> {
     let command_line = std::fs::read_to_string("/proc/cmdline")?;
+    let key = if Path::new("/successor").exists() { "ravelin.next=" } else { "ravelin.job=" };
     let jobs = command_line
         .split_whitespace()
         .rev()
-        .find_map(|word| word.strip_prefix("ravelin.job="))
+        .find_map(|word| word.strip_prefix(key))
         .context("the kernel command line names no job: add ravelin.job=probe, for example")?;
     let mut end = End::PowerOff;
     let mut done = 0u32;
