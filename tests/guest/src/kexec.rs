@@ -136,7 +136,7 @@ fn changed() -> Result<File> {
     Ok(File::open(copy)?)
 }
 
-/// Writes into the second page of the DSDT, whose address is in the kernel's log.
+/// Inverts the first byte of the second page of the DSDT, whose address is in the kernel's log.
 fn change_tables() -> Result<()> {
     const READ_ALL: i32 = 3;
     let mut log = vec![0; 1 << 18];
@@ -147,7 +147,7 @@ fn change_tables() -> Result<()> {
     let (_, rest) = log.split_once("ACPI: DSDT 0x").context("the log names no DSDT")?;
     let start = u64::from_str_radix(rest.split(' ').next().unwrap_or_default(), 16)?;
     let memory = File::options().read(true).write(true).open("/dev/mem")?;
-    sys::write_at(&memory, (start & !(PAGE as u64 - 1)) + PAGE as u64)
+    sys::invert_at(&memory, (start & !(PAGE as u64 - 1)) + PAGE as u64)
 }
 
 /// Does what a loader does with the older system call, as little of it as Ravelin needs: there is no
