@@ -1,7 +1,7 @@
 //! End-to-end tests of what begins and ends: modules, the machine by a reset, the kernel by kexec.
 
 use crate::boot::{Report, boot};
-use crate::build::On;
+use crate::build::{Guest, On};
 use crate::e2e::{Boot, Case, Place, case, no_violation, protected, quietly};
 use crate::guest_image::successor;
 use crate::judge::Probe;
@@ -15,6 +15,7 @@ use ravelin::events::{Body, Record};
 use ravelin::machine::{Ended, Machine, Protection};
 use serde::Deserialize;
 use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 
 /// The cases.
 pub fn cases(full: bool) -> Vec<Case> {
@@ -53,6 +54,7 @@ pub fn cases(full: bool) -> Vec<Case> {
     });
     cases.push(Case { on: &[On::Qemu], ..tables });
     if full {
+        cases.push(case("kexec-named-twice", kexec_twice));
         cases.push(case("kexec-named-generic", |name, place| {
             kexec_named(name, place, 2, "file", Generic)
         }));
@@ -138,11 +140,38 @@ fn naming(
         kexec.push(place.built.guest(named)?.kernel.image.clone());
     }
     let (given, extra) = (place.built.guest(given.0)?, given.1);
-    let mut archive = std::fs::read(&machine.initrd)?;
-    archive.extend(successor(&given.kernel.image, &given.initrd, extra)?);
-    machine.initrd = guest_folder("initramfs")?.join(format!("{name}.cpio"));
-    std::fs::write(&machine.initrd, archive)?;
+    machine.initrd = with_successor(name, &machine.initrd, &given.initrd, given, extra)?;
     Ok(machine)
+}
+
+/// The file system `own` with this kernel in it, and `its` with `extra` for that one.
+fn with_successor(
+    name: &str,
+    own: &Path,
+    its: &Path,
+    kernel: &Guest,
+    extra: &str,
+) -> anyhow::Result<PathBuf> {
+    let archive = [std::fs::read(own)?, successor(&kernel.kernel.image, its, extra)?].concat();
+    let path = guest_folder("initramfs")?.join(format!("{name}.cpio"));
+    std::fs::write(&path, archive)?;
+    Ok(path)
+}
+
+/// One kernel after another takes the place of the one before.
+fn kexec_twice(name: &str, place: &Place<'_>) -> anyhow::Result<()> {
+    let cpus = 2;
+    let mut machine = naming(name, place, "kexec:file", Cloud, (Cloud, SUCCESSOR))?;
+    machine.append = machine.append.replace("next=probe", "next=kexec:file+probe");
+    machine.cpus = cpus;
+    let guest = place.built.guest(Cloud)?;
+    // What was the first one's is the second one's now.
+    let second = machine.initrd;
+    let name_of_first = format!("{name}-first");
+    machine.initrd = with_successor(&name_of_first, &guest.initrd, &second, guest, SUCCESSOR)?;
+    let report = quietly(name, &machine)?;
+    report.finished()?;
+    is_locked_each_time(&report, cpus, 2)
 }
 
 /// A kernel that the policy names takes the place of the first one, is locked again, and every
@@ -158,16 +187,22 @@ fn kexec_named(
     machine.cpus = cpus;
     let report = quietly(name, &machine)?;
     report.finished()?;
+    is_locked_each_time(&report, cpus, 1)
+}
+
+/// So many kernels have followed the first, each was locked whole, and all attacks on the last were
+/// refused.
+fn is_locked_each_time(report: &Report, cpus: usize, times: usize) -> anyhow::Result<()> {
     let boots = report.all::<Boot>("boot")?;
     let seen: Vec<usize> = boots.iter().map(|boot| boot.cpus).collect();
-    ensure!(seen == [cpus, cpus], "the kernels saw {seen:?} CPUs, not {cpus} each");
+    ensure!(seen == vec![cpus; times + 1], "the kernels saw {seen:?} CPUs, not {cpus} each");
     let stages: Vec<u32> = report.locks().iter().map(|lock| lock.stage).collect();
-    ensure!(stages == [2, 2], "the lock went through stages {stages:?}, not 2 and 2");
+    ensure!(stages == vec![2; times + 1], "the lock went through stages {stages:?}");
     let follows = |record: &&Record| matches!(record.body, Body::Succession(_));
     let successions = report.records.iter().filter(follows).count();
-    ensure!(successions == 1, "{successions} kernels followed, not one");
+    ensure!(successions == times, "{successions} kernels followed, not {times}");
     let expected = probes::expected(cpus, false);
-    all_refused(&report, expected)?;
+    all_refused(report, expected)?;
     let violations = report.violations().len();
     ensure!(violations == expected, "{violations} violations of {expected} attacks");
     Ok(())

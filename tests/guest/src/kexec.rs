@@ -11,6 +11,7 @@ use std::ffi::CStr;
 use std::fs::{self, File};
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::fd::AsRawFd as _;
+use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 use nix::errno::Errno;
@@ -58,6 +59,8 @@ impl Segment {
 pub fn run(console: &Console, how: &str) -> Result<()> {
     let answer = match how {
         "" | "force" => return planted(console, how == "force"),
+        // The last of several has none to follow it.
+        "file" if !Path::new(KERNEL).exists() => libc::ENOENT,
         "file" => load_file(&File::open(KERNEL)?)?,
         "changed" => load_file(&changed()?)?,
         "load" => load_segments()?,
