@@ -25,6 +25,8 @@ const ZERO_PAGE: Hpa = Hpa::new(0x1_0000);
 const COMMAND_LINE: Hpa = Hpa::new(0x1_1000);
 /// Where both of them are.
 pub const START_RANGE: Range<u64> = ZERO_PAGE.raw()..COMMAND_LINE.raw() + PAGE_SIZE;
+/// What is laid out for a kernel where nothing else can be.
+pub const LAID_OUT: [Range<u64>; 2] = [START_RANGE, LOW_RESERVED];
 const MIB: u64 = 1 << 20;
 
 /// Offsets in the setup header and the zero page.

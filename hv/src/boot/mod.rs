@@ -34,8 +34,6 @@ use arrayvec::ArrayVec;
 use boot_info::{BootInfo, Module, Role};
 use core::arch::global_asm;
 use core::sync::atomic::Ordering;
-pub use layout::LOW_RESERVED;
-pub use linux::START_RANGE;
 use linux::{Start, first_state};
 use mtrr::MemoryTypes;
 use spin::Once;

@@ -24,7 +24,6 @@ use super::memory::Memory;
 use super::violation::{self, Attempt};
 use super::{Stage, Vm, learn, shootdown, state, text};
 use crate::boot::linux::{self, Start};
-use crate::boot::{LOW_RESERVED, START_RANGE};
 use crate::log;
 use crate::memory::secret;
 use crate::report;
@@ -107,7 +106,7 @@ fn is_free(vm: &Vm<impl Vendor>, frame: Gfn) -> bool {
 }
 
 fn is_laid_out(frames: FrameRange<GuestPhysical>) -> bool {
-    [LOW_RESERVED, START_RANGE].into_iter().any(|range| {
+    linux::LAID_OUT.into_iter().any(|range| {
         frames.overlaps(FrameRange::covering(Gpa::new(range.start), range.end - range.start))
     })
 }
