@@ -6,7 +6,7 @@
 //! happened, so how a run ended is read from its log.
 
 use crate::grub;
-use crate::machine::{Accel, Boot, Machine, Protection};
+use crate::machine::{Accel, Boot, Machine, Manifests, Protection};
 use crate::notice::Notice;
 use crate::scratch::Scratch;
 use anyhow::{Context, bail, ensure};
@@ -72,7 +72,7 @@ pub fn check(machine: &Machine) -> anyhow::Result<()> {
 pub fn command(
     program: &Path,
     machine: &Machine,
-    manifest: &[u8],
+    manifests: &Manifests,
     scratch: &Scratch,
 ) -> anyhow::Result<Command> {
     let disc = scratch.path(DISC);
@@ -82,7 +82,7 @@ pub fn command(
             grub::linux(&machine.kernel, &machine.initrd, &machine.append, &disc)?;
         }
         (Boot::Direct, Protection::Ravelin { hypervisor, .. }) => {
-            let modules = machine.modules(manifest, scratch)?;
+            let modules = machine.modules(manifests, scratch)?;
             grub::hypervisor(hypervisor, &modules, &machine.append, &disc)?;
         }
     }

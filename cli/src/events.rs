@@ -4,7 +4,8 @@
 //! [`Decoder`] takes anything, keeps at most one unfinished record, and skips what is none.
 
 use abi::event::{
-    Alias, Header, LockReport, MAGIC, MAX_PAYLOAD, Promotion, RecordKind, StatePart, Violation,
+    Alias, Header, LockReport, MAGIC, MAX_PAYLOAD, Promotion, RecordKind, StatePart, Succession,
+    Violation,
 };
 use zerocopy::{FromBytes, Immutable, KnownLayout};
 
@@ -36,6 +37,8 @@ pub enum Body {
     Fatal(String),
     /// A frame that is writable under one alias and executable under another.
     Alias(Alias),
+    /// The kernel has left for another one.
+    Succession(Succession),
     /// A piece of a VM's protection state.
     State(StatePart, Vec<u8>),
     /// A record of a kind or length that this program does not know.
@@ -134,6 +137,7 @@ fn body(header: &Header, payload: &[u8]) -> Body {
         RecordKind::Locked => read(payload).map(Body::Locked),
         RecordKind::Promoted => read(payload).map(Body::Promoted),
         RecordKind::Alias => read(payload).map(Body::Alias),
+        RecordKind::Succession => read(payload).map(Body::Succession),
         RecordKind::State => StatePart::read_from_prefix(payload)
             .ok()
             .map(|(part, bytes)| Body::State(part, bytes.to_vec())),

@@ -4,11 +4,11 @@
 //! there.
 
 use crate::args::Iso;
-use abi::policy::Policy;
 use anyhow::{Context, ensure};
 use boot_info::Role;
 use linux_image::Summary;
-use ravelin::{cache, check, grub, machine, policy, state};
+use ravelin::policy::{self, PolicyFile};
+use ravelin::{cache, check, grub, machine, state};
 use std::process::ExitCode;
 use zerocopy::IntoBytes;
 
@@ -22,14 +22,15 @@ pub fn iso(args: &Iso) -> anyhow::Result<ExitCode> {
     let kernel = check::read("kernel", &args.kernel)?;
     check::bzimage(&args.kernel, &kernel)?;
     check::read("initrd", &args.initrd)?;
-    let policy = args.policy.as_deref().map_or_else(|| Ok(Policy::default()), policy::load)?;
+    let file = args.policy.as_deref().map_or_else(|| Ok(PolicyFile::default()), policy::load)?;
+    let named = machine::named_manifests(&file.policy, &file.kernels)?;
     let hypervisor = check::hypervisor(args.hypervisor.as_deref())?;
     let tasks = args.tasks.find(&hypervisor)?;
     let restore = args.restore.as_deref().map(state::check).transpose()?;
     let manifest = machine::manifest(&args.kernel, &kernel, args.manifest.as_deref())?;
 
     let work = tempfile::Builder::new().prefix("ravelin-iso-").tempdir()?;
-    let file = |name: &str, bytes: &[u8]| {
+    let write = |name: &str, bytes: &[u8]| {
         let path = work.path().join(name);
         std::fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
         anyhow::Ok(path)
@@ -37,11 +38,15 @@ pub fn iso(args: &Iso) -> anyhow::Result<ExitCode> {
     let mut modules = vec![
         (Role::Kernel, args.kernel.clone()),
         (Role::Initrd, args.initrd.clone()),
-        (Role::Manifest, file("manifest", &resident(&kernel, &manifest)?)?),
-        (Role::Policy, file("policy", policy.to_record().as_bytes())?),
+        (Role::Manifest, write("manifest", &resident(&kernel, &manifest)?)?),
+        (Role::Policy, write("policy", file.policy.to_record().as_bytes())?),
     ];
     for (number, (role, image)) in tasks.load()?.into_iter().enumerate() {
-        modules.push((role, file(&format!("task-{number}"), &image)?));
+        modules.push((role, write(&format!("task-{number}"), &image)?));
+    }
+    for (number, manifest) in named.iter().enumerate() {
+        let manifest = linux_image::without_symbols(manifest)?;
+        modules.push((Role::Kexec, write(&format!("kexec-{number}"), &manifest)?));
     }
     modules.extend(restore.map(|path| (Role::State, path)));
     let disc = work.path().join("disc.iso");

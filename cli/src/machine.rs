@@ -92,6 +92,8 @@ pub enum Protection {
         hypervisor: PathBuf,
         /// What it enforces.
         policy: Policy,
+        /// The kernels that the policy names for kexec, as many as it says.
+        kexec: Vec<PathBuf>,
         /// A manifest to use in place of the kernel's own.
         manifest: Option<PathBuf>,
         /// What runs beside the guest.
@@ -122,6 +124,15 @@ impl Tasks {
         let others = self.others.iter().map(|path| (Role::Task, path));
         warden.chain(others).map(|(role, path)| Ok((role, task::load(path)?))).collect()
     }
+}
+
+/// The manifests that a machine starts with.
+#[derive(Clone, Debug, Default)]
+pub struct Manifests {
+    /// The kernel's; empty when bare.
+    pub first: Vec<u8>,
+    /// Those of the kernels that may follow it.
+    pub kexec: Vec<Vec<u8>>,
 }
 
 /// How instructions are executed.
@@ -176,11 +187,11 @@ pub struct Outcome {
 /// How long a signal may go unnoticed.
 const TICK: Duration = Duration::from_millis(100);
 impl Machine {
-    /// Checks the inputs and gives the manifest that [`Machine::run`] takes (empty when bare).
+    /// Checks the inputs and gives the manifests that [`Machine::run`] takes.
     ///
     /// # Errors
     /// An input is missing or is not what it should be, or this host lacks something.
-    pub fn prepare(&self) -> anyhow::Result<Vec<u8>> {
+    pub fn prepare(&self) -> anyhow::Result<Manifests> {
         self.program()?;
         let kernel = check::read("kernel", &self.kernel)?;
         check::bzimage(&self.kernel, &kernel)?;
@@ -189,11 +200,12 @@ impl Machine {
             check::kvm(matches!(self.protection, Protection::Ravelin { .. }))?;
         }
         match &self.protection {
-            Protection::Bare => Ok(Vec::new()),
-            Protection::Ravelin { manifest: given, tasks, restore, .. } => {
+            Protection::Bare => Ok(Manifests::default()),
+            Protection::Ravelin { manifest: given, policy, kexec, tasks, restore, .. } => {
                 tasks.load()?;
                 restore.as_deref().map(state::read).transpose()?;
-                manifest(&self.kernel, &kernel, given.as_deref())
+                let first = manifest(&self.kernel, &kernel, given.as_deref())?;
+                Ok(Manifests { first, kexec: named_manifests(policy, kexec)? })
             }
         }
     }
@@ -205,7 +217,7 @@ impl Machine {
     /// happens later is part of the outcome.
     pub fn run<'a>(
         &self,
-        manifest: &[u8],
+        manifests: &Manifests,
         console: Console<'a>,
         on_event: &'a mut dyn FnMut(&Record),
     ) -> anyhow::Result<Outcome> {
@@ -216,11 +228,11 @@ impl Machine {
         let (sender, messages) = channel();
         let mut run = match self.emulator {
             Emulator::Qemu => {
-                let mut command = qemu::command(&program, self, manifest, &scratch)?;
+                let mut command = qemu::command(&program, self, manifests, &scratch)?;
                 self.start_qemu(&mut command, &scratch, console, on_event, sender)?
             }
             Emulator::Bochs { .. } => {
-                let mut command = bochs::command(&program, self, manifest, &scratch)?;
+                let mut command = bochs::command(&program, self, manifests, &scratch)?;
                 self.start_bochs(&mut command, console, on_event, sender)?
             }
         };
@@ -252,7 +264,7 @@ impl Machine {
     /// The boot modules of the hypervisor, if there is one, by their roles, as files of `scratch`.
     pub(crate) fn modules(
         &self,
-        manifest: &[u8],
+        manifests: &Manifests,
         scratch: &Scratch,
     ) -> anyhow::Result<Vec<(Role, PathBuf)>> {
         let Protection::Ravelin { policy, tasks, restore, .. } = &self.protection else {
@@ -260,16 +272,21 @@ impl Machine {
         };
         // The hypervisor has no use for symbols, and loading them takes time. A file that is no
         // manifest goes as it is: refusing it is the hypervisor's part.
-        let resident = linux_image::without_symbols(manifest);
-        let manifest = resident.as_deref().unwrap_or(manifest);
+        let resident = |manifest: &[u8]| {
+            linux_image::without_symbols(manifest).unwrap_or_else(|_| manifest.to_vec())
+        };
         let mut modules = vec![
             (Role::Kernel, scratch.link(&self.kernel, "kernel")?),
             (Role::Initrd, scratch.link(&self.initrd, "initrd")?),
-            (Role::Manifest, scratch.write(manifest, "manifest")?),
+            (Role::Manifest, scratch.write(&resident(&manifests.first), "manifest")?),
             (Role::Policy, scratch.write(policy.to_record().as_bytes(), "policy")?),
         ];
         for (number, (role, image)) in tasks.load()?.into_iter().enumerate() {
             modules.push((role, scratch.write(&image, &format!("task-{number}"))?));
+        }
+        for (number, manifest) in manifests.kexec.iter().enumerate() {
+            let file = scratch.write(&resident(manifest), &format!("kexec-{number}"))?;
+            modules.push((Role::Kexec, file));
         }
         if let Some(path) = restore {
             // The last, so that it moves none of the others.
@@ -358,6 +375,21 @@ pub fn manifest(kernel: &Path, bytes: &[u8], given: Option<&Path>) -> anyhow::Re
         None => cache::manifest(bytes)
             .with_context(|| format!("no manifest can be made of {}", kernel.display())),
     }
+}
+
+/// The manifests of the kernels that a policy names for kexec, none where it is of no use.
+///
+/// # Errors
+/// A file cannot be read, or is no kernel that a manifest can be made of.
+pub fn named_manifests(policy: &Policy, kernels: &[PathBuf]) -> anyhow::Result<Vec<Vec<u8>>> {
+    let named = usize::from(policy.kexec);
+    ensure!(named == kernels.len(), "the policy names {named} kernels for kexec, not just these");
+    let one = |path: &PathBuf| {
+        let kernel = check::read("kernel", path)?;
+        check::bzimage(path, &kernel)?;
+        manifest(path, &kernel, None)
+    };
+    kernels.iter().map(one).collect()
 }
 
 /// The kernel's command line with a serial console, unless it names a console.

@@ -27,8 +27,8 @@ fn main() -> ExitCode {
         Command::Events(args) => inside::events(&args),
         Command::Metrics(args) => inside::metrics(&args),
         Command::State(command) => states::run(&command),
-        Command::Policy(PolicyCommand::Check { file }) => policy::load(&file).map(|policy| {
-            anstream::print!("{}", policy::to_toml(&policy));
+        Command::Policy(PolicyCommand::Check { file }) => policy::load(&file).map(|file| {
+            anstream::print!("{}", file.to_toml());
             ExitCode::SUCCESS
         }),
     };

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use toml::Spanned;
 
 /// Longest policy file, in bytes.
@@ -101,6 +101,22 @@ struct WardenTable {
     heki_configure: Option<Choice>,
 }
 
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct KexecTable {
+    #[serde(default)]
+    kernels: Vec<Spanned<PathBuf>>,
+}
+
+/// What a policy file says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PolicyFile {
+    /// For the hypervisor.
+    pub policy: Policy,
+    /// The kernels that may be started by kexec, as many as the policy says.
+    pub kernels: Vec<PathBuf>,
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
@@ -116,13 +132,15 @@ struct File {
     reactions: BTreeMap<Spanned<String>, Answer>,
     #[serde(default)]
     warden: WardenTable,
+    #[serde(default)]
+    kexec: KexecTable,
 }
 
 /// Reads the policy file at `path`.
 ///
 /// # Errors
 /// The file cannot be read, or is no policy: the message names the line and what is allowed there.
-pub fn load(path: &Path) -> anyhow::Result<Policy> {
+pub fn load(path: &Path) -> anyhow::Result<PolicyFile> {
     let text = read(path)?;
     parse(&text).with_context(|| format!("the policy file {} is not valid", path.display()))
 }
@@ -141,7 +159,7 @@ fn read(path: &Path) -> anyhow::Result<String> {
 ///
 /// # Errors
 /// See [`load`].
-pub fn parse(text: &str) -> anyhow::Result<Policy> {
+pub fn parse(text: &str) -> anyhow::Result<PolicyFile> {
     let file: File = toml::from_str(text)?;
     let mut policy = file.preset.unwrap_or(Preset::Standard).policy();
     match file.supervisor_exec {
@@ -173,6 +191,8 @@ pub fn parse(text: &str) -> anyhow::Result<Policy> {
         None => {}
     }
     policy.warden = warden(text, &file.warden)?;
+    let kernels = kernels(text, file.kexec.kernels)?;
+    policy.kexec = u8::try_from(kernels.len())?;
     let default = file.reactions.iter().find(|(name, _)| name.get_ref() == "default");
     if let Some((_, reaction)) = default {
         policy.reactions = [reaction_of(*reaction); ViolationKind::COUNT];
@@ -194,11 +214,35 @@ pub fn parse(text: &str) -> anyhow::Result<Policy> {
             }
         }
     }
-    Ok(policy)
+    Ok(PolicyFile { policy, kernels })
 }
 
-/// The file that [`parse`] reads back as `policy`, every key spelt out but the preset.
+/// The kernels that the file names.
+fn kernels(text: &str, list: Vec<Spanned<PathBuf>>) -> anyhow::Result<Vec<PathBuf>> {
+    let most = usize::from(Policy::MOST_KERNELS);
+    if let Some(first) = list.get(most) {
+        let (line, _) = position(text, first.span().start);
+        anyhow::bail!("line {line}: there are more than {most} kernels for kexec");
+    }
+    Ok(list.into_iter().map(Spanned::into_inner).collect())
+}
+
+impl PolicyFile {
+    /// The file that [`parse`] reads back as `self`, every key spelt out but the preset.
+    pub fn to_toml(&self) -> String {
+        let names = self.kernels.iter().map(|path| path.to_string_lossy().into_owned());
+        let names = toml::Value::Array(names.map(toml::Value::String).collect());
+        written(&self.policy, &names.to_string())
+    }
+}
+
+/// `policy` with the keys of a policy file; in place of the kernels, whose names the hypervisor does
+/// not know, stands their number.
 pub fn to_toml(policy: &Policy) -> String {
+    written(policy, &policy.kexec.to_string())
+}
+
+fn written(policy: &Policy, kernels: &str) -> String {
     let exec = match policy.supervisor_exec {
         SupervisorExec::Off => "off",
         SupervisorExec::Views => "views",
@@ -241,6 +285,12 @@ pub fn to_toml(policy: &Policy) -> String {
         text,
         "\n[warden]\nstop_after = {stop_after}\nwithin_seconds = {within_seconds}\n{heki_configure}"
     );
+    let in_vain = if policy.kexec > 0 && !policy.kexec_in_force() {
+        " # denied all the same: it needs supervisor_exec"
+    } else {
+        ""
+    };
+    let _ = writeln!(text, "\n[kexec]\nkernels = {kernels}{in_vain}");
     let told: String = policy.kernel_arguments().collect();
     let _ = writeln!(text, "\n# The kernel's command line will begin with:\n# {}", told.trim_end());
     text
@@ -300,19 +350,19 @@ mod tests {
 
     #[test]
     fn an_empty_file_is_the_default() {
-        assert_eq!(parse("").unwrap(), Policy::default());
+        assert_eq!(parse("").unwrap(), PolicyFile::default());
     }
 
     #[test]
     fn presets_are_a_beginning() {
-        assert_eq!(parse("preset = 'standard'").unwrap(), Policy::default());
-        let audit = parse("preset = 'audit'\n[reactions]\nmsr = 'stop'").unwrap();
+        assert_eq!(parse("preset = 'standard'").unwrap(), PolicyFile::default());
+        let audit = parse("preset = 'audit'\n[reactions]\nmsr = 'stop'").unwrap().policy;
         for kind in ViolationKind::ALL {
             let stops = kind == ViolationKind::Msr;
             assert_eq!(audit.reaction(kind), if stops { Reaction::Stop } else { Reaction::Log });
         }
         assert_eq!((audit.modules, audit.patching), (Modules::Unauthenticated, Patching::ALL));
-        let strict = parse("preset = 'strict'").unwrap();
+        let strict = parse("preset = 'strict'").unwrap().policy;
         assert_eq!(strict.modules, Modules::Deny);
         let tracing = Patching { ftrace: false, kprobes: false, livepatch: false, ..Patching::ALL };
         assert_eq!((strict.patching, strict.jit), (tracing, false));
@@ -320,7 +370,7 @@ mod tests {
         let text = "preset = 'strict'\nmodules = 'unauthenticated'\n\
                     jit = 'allow'\n\
                     [patching]\nftrace = 'allow'\njump_label = 'deny'";
-        let mixed = parse(text).unwrap();
+        let mixed = parse(text).unwrap().policy;
         assert_eq!(mixed.modules, Modules::Unauthenticated);
         let patching = Patching { ftrace: true, jump_label: false, ..tracing };
         assert_eq!((mixed.patching, mixed.jit), (patching, true));
@@ -328,15 +378,16 @@ mod tests {
 
     #[test]
     fn what_is_allowed_in_vain_is_pointed_out() {
-        let says = |text| to_toml(&parse(text).unwrap()).matches("denied all the same").count();
+        let says = |text| parse(text).unwrap().to_toml().matches("denied all the same").count();
         assert_eq!(says("modules = 'deny'"), 4);
         assert_eq!(says("[patching]\nftrace = 'deny'"), 1);
         assert_eq!((says("preset = 'strict'"), says("")), (0, 0));
+        assert_eq!(says("supervisor_exec = 'off'\n[kexec]\nkernels = ['a']"), 1);
     }
 
     #[test]
     fn what_the_kernel_is_told_is_shown() {
-        let shown = to_toml(&parse("jit = 'deny'").unwrap());
+        let shown = parse("jit = 'deny'").unwrap().to_toml();
         assert!(
             shown.contains("# sysctl.kernel.kexec_load_disabled=1 sysctl.net.core."),
             "{shown}"
@@ -345,7 +396,7 @@ mod tests {
 
     #[test]
     fn a_default_reaction_is_overridden_by_name() {
-        let policy = parse("[reactions]\nmsr = 'log'\ndefault = 'stop'\n").unwrap();
+        let policy = parse("[reactions]\nmsr = 'log'\ndefault = 'stop'\n").unwrap().policy;
         assert_eq!(policy.reactions[ViolationKind::Msr as usize], Reaction::Log);
         assert_eq!(policy.reactions[ViolationKind::Patch as usize], Reaction::Stop);
     }
@@ -366,6 +417,8 @@ mod tests {
             ("[warden]\nwithin_seconds = -1", "line 2", "within_seconds"),
             ("[warden]\nheki_configure = true", "line 2", "heki_configure"),
             ("[warden]\nforgive = 1", "line 2", "forgive"),
+            ("[kexec]\nkernels = 'a'", "line 2", "kernels"),
+            ("[kexec]\nkernels = [\n'a', 'b', 'c', 'd',\n'e']", "line 4", "more than 4"),
         ] {
             let message = format!("{:#}", parse(text).unwrap_err());
             assert!(message.contains(line) && message.contains(word), "{message}");
@@ -379,6 +432,7 @@ mod tests {
             heki_exec in 0_usize..3,
             reactions in prop::array::uniform(0..Reaction::ALL.len()),
             stop_after in 0..=Warden::MOST, within_seconds in 0..=u32::MAX, heki_configure: bool,
+            kernels in prop::collection::vec("[ -~]{1,9}", 0..=4),
         ) {
             let policy = Policy {
                 supervisor_exec: if views { SupervisorExec::Views } else { SupervisorExec::Off },
@@ -392,11 +446,14 @@ mod tests {
                     livepatch: patching[4],
                 },
                 jit,
+                kexec: u8::try_from(kernels.len()).unwrap(),
                 heki_exec: HekiExec::ALL[heki_exec],
                 reactions: reactions.map(|number| Reaction::ALL[number]),
                 warden: Warden { stop_after, within_seconds, heki_configure },
             };
-            prop_assert_eq!(parse(&to_toml(&policy)).unwrap(), policy);
+            let kernels = kernels.into_iter().map(PathBuf::from).collect();
+            let file = PolicyFile { policy, kernels };
+            prop_assert_eq!(parse(&file.to_toml()).unwrap(), file);
         }
     }
 }

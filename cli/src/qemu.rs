@@ -4,7 +4,7 @@
 //! are linked into a folder of our own under plain names, and the last word of a module's string
 //! is its role.
 
-use crate::machine::{Accel, Boot, Machine, Protection};
+use crate::machine::{Accel, Boot, Machine, Manifests, Protection};
 use crate::notice::Notice;
 use crate::scratch::Scratch;
 use boot_info::Role;
@@ -23,7 +23,7 @@ const TCG_WITH_SVM: &str = "tcg,thread=single";
 pub fn command(
     program: &Path,
     machine: &Machine,
-    manifest: &[u8],
+    manifests: &Manifests,
     scratch: &Scratch,
 ) -> anyhow::Result<Command> {
     let (accel, cpu) = match (machine.accel, &machine.protection) {
@@ -62,7 +62,7 @@ pub fn command(
             qemu.args(["-append", &machine.append]);
         }
         (Boot::Direct, Protection::Ravelin { hypervisor, .. }) => {
-            let modules = machine.modules(manifest, scratch)?;
+            let modules = machine.modules(manifests, scratch)?;
             let module =
                 |(role, path): &(Role, PathBuf)| format!("{} {}", path.display(), role.word());
             let modules: Vec<String> = modules.iter().map(module).collect();

@@ -1,7 +1,7 @@
 //! Records for people and for programs: a line on the terminal, an object in a JSON-lines file.
 
 use crate::events::{Body, Record};
-pub use crate::symbols::Symbols;
+pub use crate::symbols::{Kernels, Symbols};
 use abi::event::{NO_ADDRESS, NO_REGISTER, Verdict, Violation, ViolationKind};
 use anstyle::{AnsiColor, Style};
 use jiff::Timestamp;
@@ -120,6 +120,11 @@ pub fn json(record: &Record, symbols: &Symbols<'_>, time: Timestamp) -> Value {
             put("writable", json!(alias.writable));
             put("executable", json!(alias.executable));
         }
+        Body::Succession(succession) => {
+            put("record", json!("succession"));
+            put("kernel_digest", json!(format!("{:016x}", succession.kernel_digest)));
+            put("gpa", hex(succession.gpa));
+        }
         Body::State(part, bytes) => {
             put("record", json!("state"));
             put("vm", json!(part.vm));
@@ -172,6 +177,10 @@ pub fn line(record: &Record, symbols: &Symbols<'_>) -> String {
                 "frame {:#x} is writable and executable: {} writable and {} executable aliases",
                 alias.gpa, alias.writable, alias.executable
             ),
+        ),
+        Body::Succession(succession) => (
+            AnsiColor::Green,
+            format!("kexec: the kernel {:016x} follows", succession.kernel_digest),
         ),
         Body::State(part, bytes) => (
             AnsiColor::BrightBlack,

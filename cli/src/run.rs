@@ -1,14 +1,14 @@
 //! `ravelin run`: one machine on this terminal.
 
 use crate::args::{self, Run};
-use abi::policy::Policy;
 use anyhow::{Context, ensure};
 use jiff::Timestamp;
 use ravelin::events::{Body, Record};
 use ravelin::machine::{self, Boot, Console, Emulator, Ended, Machine, Protection};
-use ravelin::report::{self, Symbols};
+use ravelin::policy::{self, PolicyFile};
+use ravelin::report::{self, Kernels};
 use ravelin::state::Parts;
-use ravelin::{check, policy, state};
+use ravelin::{check, state};
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
@@ -21,8 +21,8 @@ use std::time::Duration;
 /// Bad input; nothing was started.
 pub fn run(args: &Run) -> anyhow::Result<ExitCode> {
     let machine = machine(args)?;
-    let manifest = machine.prepare()?;
-    let symbols = Symbols::of(&manifest);
+    let manifests = machine.prepare()?;
+    let mut kernels = Kernels::of(&manifests);
     let mut file = match &args.events {
         Some(path) => Some(
             File::create(path)
@@ -33,20 +33,21 @@ pub fn run(args: &Run) -> anyhow::Result<ExitCode> {
     let mut lost = None;
     let mut parts = Parts::default();
     let mut on_event = |record: &Record| {
+        let symbols = kernels.at(record);
         if let Body::State(part, bytes) = &record.body {
             // One in hundreds; what comes of them is told.
             if let Some(state) = parts.push(*part, bytes) {
                 keep(args.state.as_deref(), &state);
             }
         } else {
-            anstream::eprintln!("{}", report::line(record, &symbols));
+            anstream::eprintln!("{}", report::line(record, symbols));
         }
         if let Some(file) = &mut file {
-            let written = writeln!(file, "{}", report::json(record, &symbols, Timestamp::now()));
+            let written = writeln!(file, "{}", report::json(record, symbols, Timestamp::now()));
             lost = lost.take().or(written.err());
         }
     };
-    let outcome = machine.run(&manifest, Console::Inherit, &mut on_event)?;
+    let outcome = machine.run(&manifests, Console::Inherit, &mut on_event)?;
     if let Some(error) = lost {
         anstream::eprintln!("ravelin: not every event could be written: {error}");
     }
@@ -79,8 +80,11 @@ fn machine(args: &Run) -> anyhow::Result<Machine> {
         Protection::Bare
     } else {
         let hypervisor = check::hypervisor(args.hypervisor.as_deref())?;
+        let file =
+            args.policy.as_deref().map_or_else(|| Ok(PolicyFile::default()), policy::load)?;
         Protection::Ravelin {
-            policy: args.policy.as_deref().map_or_else(|| Ok(Policy::default()), policy::load)?,
+            policy: file.policy,
+            kexec: file.kernels,
             manifest: args.manifest.clone(),
             restore: args.restore.as_deref().map(state::check).transpose()?,
             tasks: args.tasks.find(&hypervisor)?,

@@ -1,6 +1,8 @@
 //! Names for addresses in the running kernel.
 
-use linux_image::SymbolTable;
+use crate::events::{Body, Record};
+use crate::machine::Manifests;
+use linux_image::{Summary, SymbolTable};
 use std::io::BufRead;
 
 /// First address of the kernel's half; per-CPU symbols have offsets in place of addresses.
@@ -48,6 +50,36 @@ impl<'a> Symbols<'a> {
             }
             Self::Running(kallsyms) => kallsyms.name(address),
         }
+    }
+}
+
+/// The symbols of the kernels that may follow one another in a machine.
+pub struct Kernels<'a> {
+    /// The first kernel's, then those of the others by the digest of their files.
+    first: Symbols<'a>,
+    named: Vec<(u64, Symbols<'a>)>,
+    running: Option<u64>,
+}
+
+impl<'a> Kernels<'a> {
+    /// Those of a machine that has not been started.
+    pub fn of(manifests: &'a Manifests) -> Self {
+        let digest = |manifest| Some(Summary::from_manifest(manifest).ok()?.kernel_digest);
+        let named = manifests.kexec.iter();
+        let named = named.filter_map(|it| Some((digest(it)?, Symbols::of(it)))).collect();
+        Self { first: Symbols::of(&manifests.first), named, running: None }
+    }
+
+    /// The symbols of the kernel that a record, the next one, is about.
+    pub fn at(&mut self, record: &Record) -> &Symbols<'a> {
+        if let Body::Succession(succession) = record.body {
+            self.running = Some(succession.kernel_digest);
+        } else if record.sequence == 1 {
+            // The machine was reset.
+            self.running = None;
+        }
+        let running = self.named.iter().find(|(digest, _)| Some(*digest) == self.running);
+        running.map_or(&self.first, |(_, symbols)| symbols)
     }
 }
 

@@ -14,7 +14,7 @@ fn a_policy_cut_off_anywhere_is_answered() {
     let text = good();
     for length in 0..text.len() {
         if let Ok(policy) = policy::parse(&text[..length]) {
-            assert_eq!(policy::parse(&policy::to_toml(&policy)).unwrap(), policy);
+            assert_eq!(policy::parse(&policy.to_toml()).unwrap(), policy);
         }
     }
 }
@@ -65,7 +65,7 @@ proptest! {
         }
         let text = String::from_utf8_lossy(&bytes);
         if let Ok(policy) = policy::parse(&text) {
-            prop_assert_eq!(policy::parse(&policy::to_toml(&policy)).unwrap(), policy);
+            prop_assert_eq!(policy::parse(&policy.to_toml()).unwrap(), policy);
         }
     }
 

@@ -188,7 +188,8 @@ pub trait Vendor: Sized + 'static {
     /// # Errors
     /// A sentence that says what the CPU refused.
     fn new(settings: &Settings<Self>) -> Result<Self, &'static str>;
-    /// Puts the vCPU where a CPU of the guest starts.
+    /// Puts the vCPU where a CPU of the guest starts. What [`Vendor::lock`] did is undone, and
+    /// nothing waits to be delivered.
     fn reset_to(&mut self, start: Start);
     /// Runs the guest until it stops. `flush`: forget all translations first.
     fn enter(&mut self, flush: bool) -> Exit;

@@ -9,7 +9,7 @@ use anyhow::Context;
 use jiff::Timestamp;
 use ravelin::events::{Body, Record};
 use ravelin::machine::{Accel, Boot, Console, Emulator, Ended, Machine, Outcome, Protection};
-use ravelin::report::{self, Symbols};
+use ravelin::report::{self, Kernels};
 use ravelin::state::Parts;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -91,8 +91,8 @@ pub fn boot(
     let log = guest_folder("logs")?.join(format!("{name}.log"));
     let file = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
     let mut file = BufWriter::new(file);
-    let manifest = machine.prepare()?;
-    let symbols = Symbols::of(&manifest);
+    let manifests = machine.prepare()?;
+    let mut kernels = Kernels::of(&manifests);
     let started = Instant::now();
     let mut words = Vec::new();
     let mut records = Vec::new();
@@ -105,9 +105,9 @@ pub fn boot(
         flow
     };
     let mut on_event = |record: &Record| records.push(record.clone());
-    let outcome = machine.run(&manifest, Console::Capture(&mut on_line), &mut on_event)?;
+    let outcome = machine.run(&manifests, Console::Capture(&mut on_line), &mut on_event)?;
     for record in &records {
-        writeln!(file, "{}", report::json(record, &symbols, Timestamp::now()))?;
+        writeln!(file, "{}", report::json(record, kernels.at(record), Timestamp::now()))?;
     }
     writeln!(file, "{:?} after {:.1} s", outcome.ended, outcome.wall.as_secs_f32())?;
     file.flush()?;

@@ -99,7 +99,14 @@ impl Built {
     /// Protection, of a sort, by the test build of the hypervisor in which a bug is planted.
     pub fn planted(&self, policy: Policy) -> Protection {
         let (hypervisor, tasks) = (self.planted.clone(), Tasks::default());
-        Protection::Ravelin { hypervisor, policy, manifest: None, tasks, restore: None }
+        Protection::Ravelin {
+            hypervisor,
+            policy,
+            kexec: Vec::new(),
+            manifest: None,
+            tasks,
+            restore: None,
+        }
     }
 
     /// A build of the hypervisor with a task that churns memory.
@@ -114,6 +121,7 @@ impl Built {
         Protection::Ravelin {
             hypervisor,
             policy: Policy::default(),
+            kexec: Vec::new(),
             manifest: None,
             tasks,
             restore: None,
@@ -126,6 +134,7 @@ impl Built {
         Protection::Ravelin {
             hypervisor: self.hypervisor.clone(),
             policy,
+            kexec: Vec::new(),
             manifest: None,
             tasks,
             restore: None,

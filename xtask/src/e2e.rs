@@ -104,7 +104,7 @@ pub fn run(
     let cases = cases(full)
         .into_iter()
         .chain(policies::cases())
-        .chain(lives::cases())
+        .chain(lives::cases(full))
         .chain(refusals::cases());
     let cases = cases.chain(ending::cases()).chain(iso::cases()).chain(heki::cases(full));
     let cases =
@@ -210,8 +210,9 @@ pub fn no_violation(report: &Report) -> anyhow::Result<()> {
 
 /// What the guest says when its first process starts.
 #[derive(Deserialize)]
-struct Boot {
-    cpus: usize,
+pub struct Boot {
+    /// CPUs that it sees.
+    pub cpus: usize,
     supervisor_exec: Option<String>,
 }
 

@@ -47,12 +47,12 @@ fn inside(name: &str, place: &Place<'_>, flavour: Flavour) -> anyhow::Result<()>
     std::fs::write(&machine.initrd, archive)?;
     let report = quietly(name, &machine)?;
     report.finished()?;
-    let manifest = machine.prepare()?;
+    let manifests = machine.prepare()?;
     let mode = if place.on == On::Qemu { "views" } else { "mbec" };
     announced(&report)?;
     let [written, executed, ..] = violations(&report)?;
     nobody_changes_it(&report, &written, &executed)?;
-    same_events(&report, &Symbols::of(&manifest))?;
+    same_events(&report, &Symbols::of(&manifests.first))?;
     journal(&report)?;
     status(&report, &policy, mode)?;
     metrics(&report)?;

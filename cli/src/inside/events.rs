@@ -89,7 +89,7 @@ fn priority(body: &Body) -> u8 {
             Some(Verdict::Deny) | None => ERROR,
         },
         Body::Alias(_) => WARNING,
-        Body::Locked(_) | Body::Promoted(_) | Body::Unknown { .. } => NOTICE,
+        Body::Locked(_) | Body::Promoted(_) | Body::Succession(_) | Body::Unknown { .. } => NOTICE,
         Body::Log(_) | Body::State(..) => INFORMATION,
     }
 }

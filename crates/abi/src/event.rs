@@ -43,6 +43,8 @@ pub enum RecordKind {
     Fatal = 5,
     /// An [`Alias`].
     Alias = 6,
+    /// A [`Succession`].
+    Succession = 7,
     /// A [`StatePart`] and the bytes that it speaks of: a piece of a VM's protection state.
     State = 16,
 }
@@ -57,6 +59,7 @@ impl RecordKind {
             4 => Self::Promoted,
             5 => Self::Fatal,
             6 => Self::Alias,
+            7 => Self::Succession,
             16 => Self::State,
             _ => return None,
         })
@@ -260,6 +263,16 @@ pub struct Alias {
     pub executable: u8,
     /// Always 0.
     pub reserved: [u8; 5],
+}
+
+/// The kernel has left for another one that the policy names (kexec), which is not locked yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Succession {
+    /// Digest of the new kernel's file, as in its manifest.
+    pub kernel_digest: u64,
+    /// Guest-physical address that it was loaded at.
+    pub gpa: u64,
 }
 
 /// Precedes a piece of a VM's protection state (crate `protection`). The pieces of one state come

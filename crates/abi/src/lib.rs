@@ -18,6 +18,7 @@ pub mod policy;
 pub mod task;
 
 use rapidhash::v3::{RapidSecrets, RapidStreamHasherV3, rapidhash_v3_seeded};
+use sha2::{Digest as _, Sha256};
 
 /// Ravelin runs on at most this many CPUs.
 pub const MAX_CPUS: usize = 16;
@@ -50,10 +51,39 @@ impl Digest {
     }
 }
 
+/// SHA-256, fed piece by piece: where bytes are chosen by somebody who may be hostile.
+#[derive(Default)]
+pub struct Fingerprint(Sha256);
+
+impl Fingerprint {
+    /// Appends `bytes`.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+    /// The digest of everything appended.
+    pub fn finish(self) -> [u8; 32] {
+        self.0.finalize().into()
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{Digest, digest};
+    use super::{Digest, Fingerprint, digest};
     use proptest::prelude::*;
+
+    #[test]
+    fn a_fingerprint_is_sha_256() {
+        let mut pieces = Fingerprint::default();
+        pieces.update(b"a");
+        pieces.update(b"bc");
+        // FIPS 180-4's example.
+        let expected = [
+            0xba, 0x78, 0x16, 0xbf, 0x8f, 0x01, 0xcf, 0xea, 0x41, 0x41, 0x40, 0xde, 0x5d, 0xae,
+            0x22, 0x23, 0xb0, 0x03, 0x61, 0xa3, 0x96, 0x17, 0x7a, 0x9c, 0xb4, 0x10, 0xff, 0x61,
+            0xf2, 0x00, 0x15, 0xad,
+        ];
+        assert_eq!(pieces.finish(), expected);
+    }
 
     proptest! {
         #[test]

@@ -17,7 +17,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// First eight bytes.
 pub const MAGIC: [u8; 8] = *b"RVMANIFE";
 /// Version of this layout.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 /// The hypervisor accepts no manifest larger than this, in bytes.
 pub const MAX_LENGTH: u32 = 8 << 20;
 
@@ -114,6 +114,39 @@ pub struct Header {
     pub symbols: Table,
     /// The kernel's release and version, NUL-padded UTF-8.
     pub release: [u8; 64],
+    /// What a boot loader must know of the kernel file.
+    pub load: Load,
+}
+
+/// How the kernel file is loaded (Linux, Documentation/arch/x86/boot.rst), for a kernel that
+/// another one starts: then the file is not at hand, and what was loaded must be recognised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Load {
+    /// Bytes of the setup code, which stays behind: what is loaded follows it in the file.
+    pub setup_length: u32,
+    /// Bytes that the kernel needs where it is loaded (`init_size`).
+    pub init_size: u32,
+    /// [`crate::Fingerprint`] of what is loaded, from `setup_length` to the end of the file.
+    pub fingerprint: [u8; 32],
+    /// The file from [`SETUP_HEADER`] to the end of the setup header, then zeros.
+    pub setup_header: [u8; 128],
+}
+
+/// Where the setup header begins in a kernel file, and in the page that tells a kernel of its boot.
+pub const SETUP_HEADER: usize = 0x1f1;
+
+impl Header {
+    /// Bytes of the kernel file that are loaded.
+    pub const fn loaded_length(&self) -> u64 {
+        self.kernel_length.saturating_sub(self.load.setup_length as u64)
+    }
+
+    /// The kernel's release, its first word.
+    pub fn release(&self) -> &str {
+        let text = self.release.split(|byte| matches!(byte, 0 | b' ')).next();
+        core::str::from_utf8(text.unwrap_or_default()).unwrap_or_default()
+    }
 }
 
 /// Bytes of the header that precede what its digest covers.

@@ -7,7 +7,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// First eight bytes of the record.
 pub const MAGIC: [u8; 8] = *b"RVPOLICY";
 /// Version of this layout.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// How user execution and supervisor execution are told apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -196,8 +196,10 @@ pub struct Record {
     pub livepatch: u8,
     /// 1: BPF's compiler may make code.
     pub jit: u8,
+    /// Kernels that may be started by kexec, at most [`Policy::MOST_KERNELS`].
+    pub kexec: u8,
     /// Always 0.
-    pub reserved: [u8; 2],
+    pub reserved: [u8; 1],
     /// A [`Reaction`] per [`ViolationKind`].
     pub reactions: [u8; 16],
     /// For the warden.
@@ -222,6 +224,9 @@ pub struct Policy {
     /// Whether what the kernel's BPF compiler makes may become code. It needs modules: see
     /// [`Policy::jit_in_force`].
     pub jit: bool,
+    /// How many kernels are named that may be started by kexec. Their manifests come with the
+    /// policy, just so many. See [`Policy::kexec_in_force`].
+    pub kexec: u8,
     /// The reaction to each kind of violation, by its number.
     pub reactions: [Reaction; ViolationKind::COUNT],
     /// What the warden decides by.
@@ -237,6 +242,7 @@ impl Default for Policy {
             patching: Patching::ALL,
             heki_exec: HekiExec::Verify,
             jit: true,
+            kexec: 0,
             reactions: [Reaction::Deny; ViolationKind::COUNT],
             warden: Warden::DEFAULT,
         }
@@ -257,6 +263,9 @@ pub enum PolicyError {
 }
 
 impl Policy {
+    /// Most kernels that can be named for kexec.
+    pub const MOST_KERNELS: u8 = 4;
+
     /// The reaction to `kind`.
     pub fn reaction(&self, kind: ViolationKind) -> Reaction {
         self.reactions.get(kind as usize).copied().unwrap_or(Reaction::Deny)
@@ -282,14 +291,21 @@ impl Policy {
         self.jit && self.modules != Modules::Deny
     }
 
+    /// Whether a kernel may really be started by kexec: where any page can be executed, nobody would
+    /// see which one it is.
+    pub fn kexec_in_force(&self) -> bool {
+        self.kexec > 0 && self.supervisor_exec != SupervisorExec::Off
+    }
+
     /// Words for the kernel's command line, each with a space behind it, by which the kernel is told
     /// what it will be refused, so that it does not try. Linux sets these from its command line, by
     /// its first process and before any program (`do_sysctl_args`, fs/proc/proc_sysctl.c). Whoever
     /// undoes them meets the refusal.
     pub fn kernel_arguments(&self) -> impl Iterator<Item = &'static str> {
         // kexec_load and kexec_file_load fail with EPERM, and nobody can switch them on again.
-        let kexec = (self.reaction(ViolationKind::Kexec) != Reaction::Log)
-            .then_some("sysctl.kernel.kexec_load_disabled=1 ");
+        let kexec = (self.reaction(ViolationKind::Kexec) != Reaction::Log
+            && !self.kexec_in_force())
+        .then_some("sysctl.kernel.kexec_load_disabled=1 ");
         // The interpreter, which Debian's kernels have, runs BPF programs.
         let jit = (!self.jit_in_force()).then_some("sysctl.net.core.bpf_jit_enable=0 ");
         // An optimised kprobe is a jump over several instructions, which is no legal step.
@@ -337,9 +353,13 @@ impl Policy {
                 .into_iter()
                 .find(|exec| *exec as u8 == record.heki_exec)
                 .ok_or(PolicyError::Value)?,
+            kexec: record.kexec,
             reactions: [Reaction::Deny; ViolationKind::COUNT],
             warden: Warden::read(&record.warden)?,
         };
+        if policy.kexec > Self::MOST_KERNELS {
+            return Err(PolicyError::Value);
+        }
         for (reaction, number) in policy.reactions.iter_mut().zip(record.reactions) {
             *reaction = Reaction::from_number(number).ok_or(PolicyError::Value)?;
         }
@@ -361,7 +381,8 @@ impl Policy {
             kprobes: u8::from(self.patching.kprobes),
             livepatch: u8::from(self.patching.livepatch),
             jit: u8::from(self.jit),
-            reserved: [0; 2],
+            kexec: self.kexec,
+            reserved: [0; 1],
             reactions: [0; 16],
             warden: self.warden.to_record(),
             digest: 0,

@@ -66,11 +66,13 @@ pub enum Role {
     Warden,
     /// The image of another task.
     Task,
+    /// The manifest of a kernel that may be started by kexec.
+    Kexec,
 }
 
 impl Role {
     /// Every role.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Kernel,
         Self::Initrd,
         Self::Manifest,
@@ -78,6 +80,7 @@ impl Role {
         Self::State,
         Self::Warden,
         Self::Task,
+        Self::Kexec,
     ];
 
     /// The last word of the module's string.
@@ -90,19 +93,26 @@ impl Role {
             Self::State => "state",
             Self::Warden => "warden",
             Self::Task => "task",
+            Self::Kexec => "kexec",
         }
     }
 
     /// How many modules can have it.
     const fn most(self) -> usize {
-        if matches!(self, Self::Task) { MOST_TASKS } else { 1 }
+        match self {
+            Self::Task => MOST_TASKS,
+            Self::Kexec => MOST_KEXEC,
+            _ => 1,
+        }
     }
 }
 
 /// Most modules whose role is [`Role::Task`].
 pub const MOST_TASKS: usize = 7;
+/// Most modules whose role is [`Role::Kexec`].
+pub const MOST_KEXEC: usize = 4;
 /// Most modules.
-pub const MOST_MODULES: usize = Role::ALL.len() - 1 + MOST_TASKS;
+pub const MOST_MODULES: usize = Role::ALL.len() - 2 + MOST_TASKS + MOST_KEXEC;
 
 /// A boot module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,7 +137,7 @@ impl Module {
 pub struct BootInfo {
     /// The memory map, in the loader's order.
     pub regions: ArrayVec<Region, 64>,
-    /// The modules, in the loader's order; each role once, but [`Role::Task`].
+    /// The modules, in the loader's order; each role once, but [`Role::Task`] and [`Role::Kexec`].
     pub modules: ArrayVec<Module, MOST_MODULES>,
     /// The guest's command line.
     pub command_line: ArrayString<MAX_COMMAND_LINE>,
@@ -160,7 +170,7 @@ impl BootInfo {
     /// Its role is none, or is taken.
     pub fn add_module(&mut self, text: &str, range: Range<u64>) -> Result<(), &'static str> {
         const NO_ROLE: &str = "a boot module's string must end in kernel, initrd, manifest, policy, \
-                               state, warden or task";
+                               state, warden, task or kexec";
         let word = text.split_ascii_whitespace().next_back();
         let role = Role::ALL.into_iter().find(|role| Some(role.word()) == word).ok_or(NO_ROLE)?;
         if self.all(role).count() == role.most() {

@@ -378,6 +378,7 @@ pub fn bzimage(payload: &[u8]) -> Vec<u8> {
     let mut image = vec![0; 5 * 512 + 16];
     let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
     put(0x1f1, &[4]);
+    put(0x201, &[0x20]);
     put(0x202, b"HdrS");
     put(0x206, &0x020f_u16.to_le_bytes());
     put(0x20e, &0x100_u16.to_le_bytes());

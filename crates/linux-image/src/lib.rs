@@ -72,14 +72,14 @@ fn opened<R>(
 ) -> Result<R, ImageError> {
     let setup = setup::parse(bzimage)?;
     let vmlinux = decompress::decompress(setup.payload)?;
-    opened_vmlinux(&vmlinux, bzimage, &setup.release, |parts| read(&vmlinux, parts))
+    opened_vmlinux(&vmlinux, bzimage, &setup, |parts| read(&vmlinux, parts))
 }
 
 /// Gives the parts of a decompressed kernel, which came from `file`, to `read`.
 fn opened_vmlinux<R>(
     vmlinux: &[u8],
     file: &[u8],
-    release: &str,
+    setup: &setup::Setup<'_>,
     read: impl FnOnce(&write::Parts<'_>) -> Result<R, ImageError>,
 ) -> Result<R, ImageError> {
     let image = vmlinux::Image::parse(vmlinux)?;
@@ -88,7 +88,7 @@ fn opened_vmlinux<R>(
     let (sites, trace) = sites::find(&image, &symbols, &layout)?;
     let parts = write::Parts {
         file,
-        release,
+        setup,
         image: &image,
         symbols: &symbols,
         layout: &layout,

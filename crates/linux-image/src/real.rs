@@ -113,8 +113,8 @@ fn a_real_kernel_is_inspected() {
 #[test]
 fn a_damaged_real_kernel_is_no_panic() {
     each_kernel(|_, file| {
-        let payload = setup::parse(file).unwrap().payload;
-        let good = decompress::decompress(payload).unwrap();
+        let setup = setup::parse(file).unwrap();
+        let good = decompress::decompress(setup.payload).unwrap();
         for part in 1..5 {
             let mut bad = good.clone();
             let length = bad.len();
@@ -126,7 +126,7 @@ fn a_damaged_real_kernel_is_no_panic() {
                 bad[quarter].iter_mut().step_by(4099).for_each(|byte| *byte ^= 0x5a);
             }
             // The outcome of each may be either.
-            let _ = opened_vmlinux(&bad, file, "", |parts| {
+            let _ = opened_vmlinux(&bad, file, &setup, |parts| {
                 let bytes = finished(parts)?;
                 assert!(SymbolTable::from_manifest(&bytes).is_ok());
                 Inspection::new(&bad, parts, bytes)

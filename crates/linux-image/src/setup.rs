@@ -4,16 +4,22 @@
 
 use crate::ImageError;
 use crate::bytes::{array, size_at, u16_at};
+use abi::Fingerprint;
+use abi::manifest::{Load, SETUP_HEADER};
 use alloc::string::String;
 
 /// Bytes in a sector of the setup code.
 const SECTOR: usize = 512;
-const SETUP_SECTS: usize = 0x1f1;
+const SETUP_SECTS: usize = SETUP_HEADER;
+/// What the setup header's length, counted from its magic number, is stored at.
+const HEADER_LENGTH: usize = 0x201;
 const MAGIC: usize = 0x202;
 const PROTOCOL: usize = 0x206;
 const KERNEL_VERSION: usize = 0x20e;
 const PAYLOAD_OFFSET: usize = 0x248;
 const PAYLOAD_LENGTH: usize = 0x24c;
+/// Since protocol 2.10; 0 in what is older.
+const INIT_SIZE: usize = 0x260;
 /// One past the last field that is read here.
 const HEADER_END: usize = 0x250;
 /// Protocol 2.08 added the payload fields.
@@ -30,6 +36,8 @@ pub struct Setup<'a> {
     pub stub: &'a [u8],
     /// `uname -r` and `uname -v`, without the builder between them; empty if not given.
     pub release: String,
+    /// How a boot loader loads the file.
+    pub load: Load,
 }
 
 /// Reads the setup header of a bzImage.
@@ -63,7 +71,26 @@ pub fn parse(image: &[u8]) -> Result<Setup<'_>, ImageError> {
     let end = start.saturating_add(length);
     let payload = image.get(start..end).ok_or_else(|| truncated("the payload", end))?;
     let stub = image.get(end..).unwrap_or_default();
-    Ok(Setup { payload, stub, release: release(image, setup_length).unwrap_or_default() })
+    let release = release(image, setup_length).unwrap_or_default();
+    let load = load(image, setup_length).ok_or_else(header)?;
+    Ok(Setup { payload, stub, release, load })
+}
+
+fn load(image: &[u8], setup_length: usize) -> Option<Load> {
+    let header_end = MAGIC + usize::from(*image.get(HEADER_LENGTH)?);
+    let mut setup_header = [0; 128];
+    let header = image.get(SETUP_HEADER..header_end.max(SETUP_HEADER))?;
+    for (to, from) in setup_header.iter_mut().zip(header) {
+        *to = *from;
+    }
+    let mut fingerprint = Fingerprint::default();
+    fingerprint.update(image.get(setup_length..)?);
+    Some(Load {
+        setup_length: u32::try_from(setup_length).ok()?,
+        init_size: u32::from_le_bytes(array(image, INIT_SIZE).unwrap_or_default()),
+        fingerprint: fingerprint.finish(),
+        setup_header,
+    })
 }
 
 /// The version string: "RELEASE (BUILDER) VERSION".
@@ -94,6 +121,11 @@ mod tests {
         let setup = parse(&image).unwrap();
         assert_eq!(setup.payload, b"payload");
         assert_eq!(setup.release, "6.1.0-test #1 SMP Test 6.1.1-1 (2026-01-01)");
+        let mut fingerprint = Fingerprint::default();
+        fingerprint.update(&image[5 * 512..]);
+        assert_eq!((setup.load.setup_length, setup.load.fingerprint), (2560, fingerprint.finish()));
+        assert_eq!(setup.load.setup_header[..0x31], image[0x1f1..0x222]);
+        assert_eq!(setup.load.setup_header[0x31..], [0; 79]);
     }
 
     #[test]

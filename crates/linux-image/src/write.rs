@@ -3,6 +3,7 @@
 use crate::ImageError;
 use crate::kallsyms::{Symbol, Symbols};
 use crate::layout::Layout;
+use crate::setup::Setup;
 use crate::table::checked;
 use crate::trace::Trace;
 use crate::vmlinux::Image;
@@ -14,8 +15,8 @@ use zerocopy::IntoBytes;
 pub struct Parts<'a> {
     /// The whole kernel file.
     pub file: &'a [u8],
-    /// Its version string.
-    pub release: &'a str,
+    /// What its setup header says.
+    pub setup: &'a Setup<'a>,
     /// The kernel in it.
     pub image: &'a Image<'a>,
     /// All its symbols.
@@ -98,7 +99,8 @@ impl Parts<'_> {
             faulting,
             unprobed,
             symbols: symbol_table,
-            release: release(self.release),
+            release: release(&self.setup.release),
+            load: self.setup.load,
         };
         let mut bytes = Vec::new();
         bytes.extend_from_slice(header.as_bytes());

@@ -107,6 +107,8 @@ pub fn policy_is_weaker(one: &Policy, other: &Policy) -> bool {
         patching: other.patching,
         jit: other.jit,
         heki_exec: other.heki_exec,
+        // How many kernels are named does not tell which; none is the least.
+        kexec: if one.kexec == 0 { other.kexec } else { one.kexec },
         reactions: other.reactions,
         ..*one
     };

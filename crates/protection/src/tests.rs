@@ -62,20 +62,32 @@ fn pins() -> impl Strategy<Value = Pins> {
 }
 
 fn policy() -> impl Strategy<Value = Policy> {
-    (any::<[bool; 9]>(), 0_usize..3, 0_usize..4).prop_map(|(flags, exec, reaction)| {
-        let [views, modules, announce, jit, jump_label, static_call, ftrace, kprobes, livepatch] =
-            flags;
-        Policy {
-            supervisor_exec: if views { SupervisorExec::Views } else { SupervisorExec::Off },
-            modules: if modules { Modules::Unauthenticated } else { Modules::Deny },
-            announce,
-            patching: Patching { jump_label, static_call, ftrace, kprobes, livepatch },
-            jit,
-            heki_exec: HekiExec::ALL[exec],
-            reactions: [Reaction::ALL[reaction]; ViolationKind::COUNT],
-            ..Policy::default()
-        }
-    })
+    (any::<[bool; 9]>(), 0_usize..3, 0_usize..4, 0_u8..3).prop_map(
+        |(flags, exec, reaction, kexec)| {
+            let [
+                views,
+                modules,
+                announce,
+                jit,
+                jump_label,
+                static_call,
+                ftrace,
+                kprobes,
+                livepatch,
+            ] = flags;
+            Policy {
+                supervisor_exec: if views { SupervisorExec::Views } else { SupervisorExec::Off },
+                modules: if modules { Modules::Unauthenticated } else { Modules::Deny },
+                announce,
+                patching: Patching { jump_label, static_call, ftrace, kprobes, livepatch },
+                jit,
+                kexec,
+                heki_exec: HekiExec::ALL[exec],
+                reactions: [Reaction::ALL[reaction]; ViolationKind::COUNT],
+                ..Policy::default()
+            }
+        },
+    )
 }
 
 fn page() -> impl Strategy<Value = Page> {
@@ -329,6 +341,7 @@ fn each_thing_that_is_weaker_is_named() {
     assert_eq!(changed(&|it| it.policy.modules = Modules::Unauthenticated), policy);
     assert_eq!(changed(&|it| it.policy.heki_exec = HekiExec::Verify), policy);
     assert_eq!(changed(&|it| it.policy.jit = true), policy);
+    assert_eq!(changed(&|it| it.policy.kexec = 1), policy);
     for allow in [
         (&|it: &mut Patching| it.jump_label = true) as &dyn Fn(&mut Patching),
         &|it| it.static_call = true,

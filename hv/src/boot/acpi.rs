@@ -6,10 +6,11 @@
 
 use super::layout::LOW_RESERVED;
 use crate::memory::physical::{Physical, Unreachable};
-use abi::MAX_CPUS;
+use abi::{Fingerprint, MAX_CPUS};
 use addr::{Gpa, Hpa};
 use arrayvec::ArrayVec;
 use boot_info::RSDP_BYTES;
+use core::ops::Range;
 
 const RSDP: Hpa = Hpa::new(LOW_RESERVED.start);
 const ROOT: Hpa = Hpa::new(LOW_RESERVED.start + 0x100);
@@ -131,6 +132,69 @@ pub fn read_and_edit(memory: Physical<'_>, given: Option<Rsdp>) -> Result<Machin
     memory.write(RSDP, &root.pointer_to(ROOT.raw(), &rsdp)?)?;
     memory.clear(Hpa::new(MAILBOX.raw()), 4096)?;
     Ok(Machine { apic_ids, guest_rsdp: Gpa::new(RSDP.raw()) })
+}
+
+/// Most tables whose bytes are kept in mind.
+const MOST_TABLES: usize = 64;
+/// Longest of them.
+const MOST_BYTES: u64 = 16 << 20;
+const FADT: &[u8; 4] = b"FACP";
+/// Where a FADT has the address of the DSDT: in 8 bytes, or else in 4 (ACPI 6.5, table 5.9).
+const X_DSDT: u64 = 140;
+const DSDT: u64 = 40;
+
+/// The firmware's tables that a guest reads and may write, where they are.
+pub type Tables = ArrayVec<Range<u64>, MOST_TABLES>;
+
+/// Every table that the guest's list names, and the one that the FADT names.
+///
+/// # Errors
+/// There are too many, or one is unreasonably long.
+pub fn tables(memory: Physical<'_>) -> Result<Tables, &'static str> {
+    let mut rsdp = [0; RSDP_BYTES];
+    memory.read(RSDP, &mut rsdp)?;
+    let root = Root::of(&rsdp);
+    let mut tables = Tables::new();
+    let mut add = |start: u64| {
+        let length = u64::from(memory.read_u32(Hpa::new(start).plus(4))?);
+        let table = (length <= MOST_BYTES).then_some(start..start.saturating_add(length));
+        tables.try_push(table.ok_or(BROKEN)?).map_err(|_| "there are too many ACPI tables")?;
+        Ok::<u64, &'static str>(length)
+    };
+    let pointer = |at: Hpa, bytes: usize| {
+        let mut address = [0; 8];
+        memory.read(at, address.get_mut(..bytes).unwrap_or_default())?;
+        Ok::<u64, &'static str>(u64::from_le_bytes(address))
+    };
+    let end = u64::from(memory.read_u32(ROOT.plus(4))?).min(ROOT_LIMIT as u64);
+    for at in (HEADER_BYTES as u64..end).step_by(root.pointer) {
+        let table = pointer(ROOT.plus(at), root.pointer)?;
+        if table == 0 {
+            continue;
+        }
+        let length = add(table)?;
+        let start = Hpa::new(table);
+        if memory.read_u32(start)? == u32::from_le_bytes(*FADT) {
+            let new = if length >= X_DSDT + 8 { pointer(start.plus(X_DSDT), 8)? } else { 0 };
+            let dsdt = if new == 0 { pointer(start.plus(DSDT), 4)? } else { new };
+            let _ = add(dsdt)?;
+        }
+    }
+    Ok(tables)
+}
+
+/// What all their bytes come to.
+///
+/// # Errors
+/// One lies in the hypervisor's memory.
+pub fn fingerprint(memory: Physical<'_>, tables: &Tables) -> Result<[u8; 32], &'static str> {
+    let mut fingerprint = Fingerprint::default();
+    for table in tables {
+        // No guest runs.
+        let length = table.end.saturating_sub(table.start);
+        memory.scan(Hpa::new(table.start), length, |piece| fingerprint.update(piece))?;
+    }
+    Ok(fingerprint.finish())
 }
 
 /// The byte that makes the sum of all bytes zero.

@@ -6,7 +6,7 @@ use crate::publish;
 use addr::{FRAMES_PER_2M, FrameRange, HostPhysical, Hpa, PAGE_SIZE};
 use arrayvec::ArrayVec;
 use boot_info::place::Memory;
-use boot_info::{BootInfo, MOST_MODULES, Region};
+use boot_info::{BootInfo, MOST_MODULES, Region, Role};
 use core::ops::Range;
 
 /// The guest's memory map.
@@ -61,8 +61,9 @@ pub const TASK_BYTES: u64 = 16 * MIB;
 pub fn choose_pool(info: &BootInfo) -> Result<FrameRange<HostPhysical>, &'static str> {
     const TOO_SMALL: &str = "too little memory: Ravelin needs 32 MiB and 0.5 % of the machine's RAM in one piece below 4 GiB, clear of the boot modules";
     let ram: u64 = info.regions.iter().filter(|r| r.is_ram()).map(|r| r.length).sum();
-    let wanted =
-        (16 * MIB + TASK_BYTES + ram / 2048 + ram / MIB + ram / 256).next_multiple_of(2 * MIB);
+    let named: u64 = info.all(Role::Kexec).map(|module| module.length + PAGE_SIZE).sum();
+    let wanted = (16 * MIB + TASK_BYTES + named + ram / 2048 + ram / MIB + ram / 256)
+        .next_multiple_of(2 * MIB);
     let mut taken = module_ranges(info);
     taken.push(bytes(space::image()));
     let memory = Memory { regions: &info.regions, taken: &taken };

@@ -6,7 +6,7 @@
 
 mod acpi;
 mod layout;
-mod linux;
+pub mod linux;
 mod multiboot;
 mod smp;
 mod state;
@@ -23,17 +23,19 @@ use crate::publish;
 use crate::report;
 use crate::svm::Svm;
 use crate::vcpu::Vcpu;
-use crate::vendor::{self, Vendor};
-use crate::vm::{Ram, Vm, memory::Memory, restore, separation::Separation, violation};
+use crate::vendor::Vendor;
+use crate::vm::{Kernels, Ram, Vm, memory::Memory, restore, separation::Separation, violation};
 use crate::vmx::Vmx;
 use abi::Digest;
 use abi::event::ViolationKind;
 use abi::manifest::{Manifest, ManifestError};
 use abi::policy::Policy;
 use addr::{FrameRange, Gfn, Gpa, GuestPhysical, HostPhysical, PAGE_SIZE};
+use arrayvec::ArrayVec;
 use boot_info::{BootInfo, Module, Role};
 use core::arch::global_asm;
-use linux::Start;
+use core::sync::atomic::Ordering;
+use linux::{Start, first_state};
 use mtrr::MemoryTypes;
 use spin::Once;
 
@@ -111,13 +113,13 @@ fn prepare<V: Vendor>(magic: u32, information: u64) -> Result<(Windows, Start), 
     let kernel = info.module(Role::Kernel).ok_or("there is no kernel among the boot modules")?;
     let policy = read_policy(memory, &info)?;
     let policy = state::read(memory, &mut info, policy)?;
-    let manifest = read_manifest(memory, &info, kernel)?;
+    let kernels = read_manifests(memory, &info, kernel, &policy)?;
     let machine = acpi::read_and_edit(memory, info.rsdp)?;
     let ram = guest_ram(&map)?;
     let types = memory_types::<V>(&ram)?;
     let images = tasks::copy(memory, &info)?;
     secret::initialise(end_of(&ram)).ok_or(NO_POOL)?;
-    let vm = make_vm::<V>(policy, manifest, ram, types, pool)?;
+    let vm = make_vm::<V>(policy, kernels, ram, types, pool)?;
     restore::judge_machine(&vm);
     let maps = V::maps().ok_or(NO_POOL)?;
     pool::begin_ownership(layout::TASK_BYTES / PAGE_SIZE).ok_or(NO_POOL)?;
@@ -163,18 +165,18 @@ fn audit(vm: &Vm<impl Vendor>) -> Result<(), Reason> {
 const NO_POOL: Reason = "the pool is too small";
 
 fn enter_kernel(vcpu: &mut Vcpu<impl Vendor>, start: Start) -> ! {
-    vcpu.reset_to(first_state(start.entry, start.zero_page.raw()));
-    vcpu.run()
+    vcpu.reset_to(start.state(), vcpu.vm.incarnation());
+    vcpu.run();
+    serve_successors(vcpu)
 }
 
-/// How every CPU of the guest starts.
-fn first_state(entry: Gpa, rsi: u64) -> vendor::Start {
-    vendor::Start {
-        entry,
-        rsi,
-        tables: linux::GUEST_TABLES,
-        gdt: linux::GUEST_GDT,
-        stack: linux::GUEST_STACK,
+/// Waits until the kernel that runs starts this CPU, runs it, and begins anew when another kernel
+/// has followed.
+fn serve_successors(vcpu: &mut Vcpu<impl Vendor>) -> ! {
+    loop {
+        let (entry, incarnation) = wait_at_mailbox(vcpu);
+        vcpu.reset_to(first_state(entry, 0), incarnation);
+        vcpu.run();
     }
 }
 
@@ -193,15 +195,42 @@ fn read_policy(memory: Physical<'_>, info: &BootInfo) -> Result<Policy, Reason> 
     })
 }
 
-/// Copies the manifest into the pool, then judges the copy.
-fn read_manifest(
+/// Reads the manifests of the kernel and of those that may follow it. Kept here, they stay off the
+/// stack.
+#[inline(never)]
+fn read_manifests(
     memory: Physical<'_>,
     info: &BootInfo,
     kernel: Module,
-) -> Result<Manifest<'static>, Reason> {
+    policy: &Policy,
+) -> Result<&'static Kernels, Reason> {
+    static KERNELS: Once<Kernels> = Once::new();
     let module = info
         .module(Role::Manifest)
         .ok_or("there is no manifest among the boot modules: make one with `ravelin prepare`")?;
+    let first = read_manifest(memory, module)?;
+    let mut digest = Digest::default();
+    memory.scan(kernel.start, kernel.length, |piece| digest.update(piece))?;
+    if !first.belongs_to(kernel.length, digest.finish()) {
+        return Err("the manifest does not belong to this kernel: prepare it anew");
+    }
+    let mut named = ArrayVec::new();
+    for module in info.all(Role::Kexec) {
+        let manifest = read_manifest(memory, module)?;
+        linux::check(&manifest.header().load)?;
+        named.try_push(manifest).map_err(|_| NOT_THE_NAMED)?;
+    }
+    if named.len() != usize::from(policy.kexec) {
+        return Err(NOT_THE_NAMED);
+    }
+    Ok(KERNELS.call_once(|| Kernels { first, named }))
+}
+
+const NOT_THE_NAMED: &str =
+    "the manifests for kexec among the boot modules are not as many as the policy says";
+
+/// Copies a manifest into the pool, then judges the copy.
+fn read_manifest(memory: Physical<'_>, module: Module) -> Result<Manifest<'static>, Reason> {
     if module.length > u64::from(abi::manifest::MAX_LENGTH) {
         return Err("the manifest is too large");
     }
@@ -210,20 +239,13 @@ fn read_manifest(
     let length = usize::try_from(module.length).unwrap_or(0);
     let bytes = bytes.get_mut(..length).ok_or("the manifest is empty")?;
     memory.read(module.start, bytes)?;
-    let manifest = Manifest::parse(bytes).map_err(|error| match error {
+    Manifest::parse(bytes).map_err(|error| match error {
         ManifestError::NotAManifest => "the manifest is not a manifest",
         ManifestError::Truncated => "the manifest is truncated",
         ManifestError::Version(_) => "the manifest is of another version: prepare it anew",
         ManifestError::Damaged => "the manifest is damaged: its digest does not match",
         ManifestError::Malformed => "the manifest is malformed",
-    })?;
-    let mut digest = Digest::default();
-    memory.scan(kernel.start, kernel.length, |piece| digest.update(piece))?;
-    if manifest.belongs_to(kernel.length, digest.finish()) {
-        Ok(manifest)
-    } else {
-        Err("the manifest does not belong to this kernel: prepare it anew")
-    }
+    })
 }
 
 /// What the guest's memory map calls RAM, and the low memory that it must leave alone.
@@ -248,7 +270,7 @@ fn end_of(ram: &Ram) -> Gfn {
 
 fn make_vm<V: Vendor>(
     policy: Policy,
-    manifest: Manifest<'static>,
+    kernels: &'static Kernels,
     ram: Ram,
     types: &'static MemoryTypes,
     pool: FrameRange<HostPhysical>,
@@ -262,7 +284,7 @@ fn make_vm<V: Vendor>(
     let separation = Separation::choose::<V>(policy.supervisor_exec);
     publish::REGION.open(separation.mode(), &policy.to_record(), env!("CARGO_PKG_VERSION"));
     let memory = Memory::new(limit, ram_end, ram.clone(), types, &own, separation)?;
-    Ok(Vm::new(policy, manifest, ram, memory))
+    Ok(Vm::new(policy, kernels, ram, memory))
 }
 
 /// The memory types of the machine. They are large: kept here, they stay off the stack.
@@ -297,17 +319,20 @@ fn join<V: Vendor>(
     let windows = Windows::new(&space);
     let mut vcpu = Vcpu::new(index, &machine.vm, machine.maps, windows)?;
     cpu::note_online();
-    let entry = wait_at_mailbox(&vcpu);
-    vcpu.reset_to(first_state(entry, 0));
-    vcpu.run()
+    serve_successors(&mut vcpu)
 }
 
-/// Waits until the guest names this CPU in the wake-up mailbox (ACPI 6.5, table 5.44).
-fn wait_at_mailbox(vcpu: &Vcpu<impl Vendor>) -> Gpa {
+/// Waits until the guest names this CPU in the wake-up mailbox (ACPI 6.5, table 5.44); answers where
+/// it is to start, and for which of the kernels that follow one another.
+fn wait_at_mailbox(vcpu: &Vcpu<impl Vendor>) -> (Gpa, u64) {
     const COMMAND_WAKE_UP: u16 = 1;
     let mailbox = acpi::MAILBOX.identity();
     let own = apic::id();
+    let parked = &vcpu.shared().parked;
+    parked.store(true, Ordering::SeqCst);
     loop {
+        // If another kernel has followed since, what is read may be its predecessor's.
+        let incarnation = vcpu.vm.incarnation();
         let mut bytes = [0; 16];
         // The mailbox is RAM that is not the hypervisor's.
         let _ = vcpu.physical().read(mailbox, &mut bytes);
@@ -316,7 +341,8 @@ fn wait_at_mailbox(vcpu: &Vcpu<impl Vendor>) -> Gpa {
         if command == COMMAND_WAKE_UP && u32::from_le_bytes([i0, i1, i2, i3]) == own {
             let _ = vcpu.physical().write(mailbox, &[0, 0]);
             if !vcpu.vm.stage().is_armed() {
-                return Gpa::new(u64::from_le_bytes(vector));
+                parked.store(false, Ordering::SeqCst);
+                return (Gpa::new(u64::from_le_bytes(vector)), incarnation);
             }
             // After the lock nobody starts a CPU at an address of his choice.
             violation::report_without_address(vcpu, ViolationKind::CpuEscape);

@@ -23,6 +23,9 @@ pub struct CpuShared {
     pub in_guest: AtomicBool,
     /// A shootdown's NMI was sent and its exit has not been seen.
     pub kicked: AtomicBool,
+    /// The CPU does nothing for the guest: it waits, or runs a task. It looks whether the VM was
+    /// stopped before it does any more.
+    pub parked: AtomicBool,
     index: usize,
 }
 
@@ -32,6 +35,7 @@ impl CpuShared {
             apic_id: AtomicU32::new(0),
             in_guest: AtomicBool::new(false),
             kicked: AtomicBool::new(false),
+            parked: AtomicBool::new(false),
             index,
         }
     }

@@ -67,8 +67,8 @@ impl<'a> Physical<'a> {
         Ok(())
     }
 
-    /// Shows `length` bytes to `watch`, piece by piece, where they are: before the guest starts,
-    /// when nobody else writes to them.
+    /// Shows `length` bytes to `watch`, piece by piece, where they are: while no guest runs, when
+    /// nobody else writes to them.
     pub fn scan(
         self,
         from: Hpa,

@@ -55,6 +55,13 @@ pub fn run(frames: FrameRange<HostPhysical>) -> (bool, u64) {
     (first, 1 + rest.take_while(|secret| *secret == first).count() as u64)
 }
 
+/// Makes all frames ordinary again.
+pub fn forget() {
+    for byte in SECRET.get().into_iter().copied().flatten() {
+        byte.store(0, Ordering::Release);
+    }
+}
+
 /// Makes frames secret, or ordinary again. Frames beyond the end of RAM are left out.
 pub fn set(frames: FrameRange<GuestPhysical>, secret: bool) {
     EVER.fetch_or(secret, Ordering::Release);

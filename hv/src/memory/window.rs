@@ -138,7 +138,7 @@ impl Window<'_> {
     /// The frame's bytes, where they are.
     ///
     /// # Safety
-    /// Nobody writes to the frame while they are looked at: no guest runs yet.
+    /// Nobody writes to the frame while they are looked at: no guest runs.
     pub unsafe fn bytes(&self) -> &[u8; PAGE_BYTES] {
         // SAFETY: the whole mapped page, for as long as the window is open; the caller answers for
         // writers.

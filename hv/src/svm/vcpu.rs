@@ -31,6 +31,11 @@ pub struct Svm {
 
 static MACHINE: Once<Machine<Svm>> = Once::new();
 
+/// What exits after the lock, besides writes of MSRs.
+const CR_LOCKED: u16 = cr_write::CR0 | cr_write::CR4;
+const TABLES_LOCKED: u32 =
+    intercept1::IDTR_WRITE | intercept1::GDTR_WRITE | intercept1::LDTR_WRITE | intercept1::TR_WRITE;
+
 /// The event whose delivery an exit interrupted, if any (APM 15.7.2).
 fn interrupted(info: u64) -> u64 {
     if info & event::VALID == 0 {
@@ -62,8 +67,6 @@ impl Svm {
             vmcb.nested_control |= svm::nested_control::GMET;
         }
         vmcb.nested_cr3 = settings.root.start().raw();
-        // The reset value (APM 7.8.2), as firmware leaves it.
-        vmcb.guest_pat = 0x0007_0406_0007_0406;
     }
 
     /// Lets a pending NMI in, on the hypervisor's own IDT.
@@ -173,6 +176,15 @@ impl Vendor for Svm {
         vmcb.rflags = rflags::RESERVED;
         vmcb.rip = start.entry.raw();
         vmcb.rsp = start.stack.raw();
+        // The reset value (APM 7.8.2), as firmware leaves it.
+        vmcb.guest_pat = 0x0007_0406_0007_0406;
+        vmcb.cr_write &= !CR_LOCKED;
+        vmcb.intercept1 &= !(TABLES_LOCKED | intercept1::IRET | intercept1::VINTR);
+        vmcb.msr_permission_map = self.maps.msr_boot.raw();
+        vmcb.virtual_interrupt = 0;
+        vmcb.interrupt_shadow = 0;
+        self.injection = 0;
+        self.nmi_blocked = false;
         self.area.gpr = [0; 16];
         self.set_gpr(6, start.rsi);
     }
@@ -385,11 +397,8 @@ impl Vendor for Svm {
 
     fn lock(&mut self) {
         let vmcb = &mut *self.vmcb;
-        vmcb.cr_write |= cr_write::CR0 | cr_write::CR4;
-        vmcb.intercept1 |= intercept1::IDTR_WRITE
-            | intercept1::GDTR_WRITE
-            | intercept1::LDTR_WRITE
-            | intercept1::TR_WRITE;
+        vmcb.cr_write |= CR_LOCKED;
+        vmcb.intercept1 |= TABLES_LOCKED;
         vmcb.msr_permission_map = self.maps.msr_locked.raw();
     }
 

@@ -28,6 +28,10 @@ pub struct Vcpu<V: Vendor> {
     pub windows: Windows,
     /// The pins, once this vCPU is locked.
     pub pins: Option<Pins>,
+    /// Its kernel has taken a descriptor table away to leave for another kernel.
+    pub leaves: bool,
+    /// The kernel that it runs, by [`Vm::incarnation`].
+    incarnation: u64,
     view: View,
     flush: bool,
     nmi_waiting: bool,
@@ -63,6 +67,8 @@ impl<V: Vendor> Vcpu<V> {
             vm,
             windows,
             pins: None,
+            leaves: false,
+            incarnation: 0,
             view,
             flush: true,
             nmi_waiting: false,
@@ -73,19 +79,34 @@ impl<V: Vendor> Vcpu<V> {
         })
     }
 
-    /// Puts the vCPU where a CPU of the guest starts.
-    pub fn reset_to(&mut self, start: Start) {
+    /// Puts the vCPU where a CPU of the guest starts, for a kernel that nothing binds yet: the one
+    /// of this [`Vm::incarnation`].
+    pub fn reset_to(&mut self, start: Start, incarnation: u64) {
         self.vendor.reset_to(start);
+        self.vendor.watch_address_space(false);
+        self.watches_address_space = false;
+        self.incarnation = incarnation;
+        self.pins = None;
+        self.leaves = false;
+        self.nmi_waiting = false;
+        self.cpuid_at = [u64::MAX; 16];
+        self.set_view(self.vm.first_view());
     }
 
-    /// Runs the guest for ever.
-    pub fn run(&mut self) -> ! {
+    /// Runs the guest until another kernel has followed, on another CPU.
+    pub fn run(&mut self) {
         loop {
             if task::is_any_ready() {
+                self.shared.parked.store(true, Ordering::SeqCst);
                 task::turn::run_ready(self);
+                self.shared.parked.store(false, Ordering::SeqCst);
             }
             if shootdown::enter_guest(self.vm, self.index) {
                 self.flush = true;
+                if self.incarnation != self.vm.incarnation() {
+                    self.shared.in_guest.store(false, Ordering::SeqCst);
+                    return;
+                }
                 self.adopt_lock();
             }
             if self.nmi_waiting {

@@ -2,7 +2,7 @@
 
 use super::registers::{attempt, selector};
 use super::violation::{Attempt, is_let_through};
-use super::{fault, guest, promote};
+use super::{fault, guest, kexec, promote};
 use crate::vcpu::Vcpu;
 use crate::vendor::{Exception, Vendor};
 use abi::event::ViolationKind;
@@ -28,10 +28,12 @@ pub fn access(vcpu: &mut Vcpu<impl Vendor>) {
             let (pin, number) = if table == Table::Gdtr { (pins.gdtr, 0) } else { (pins.idtr, 1) };
             // A table without an entry is of no use but to leave: `machine_kexec` loads it before it
             // jumps (Linux, arch/x86/kernel/machine_kexec_64.c).
-            let leaves = table == Table::Idtr && limit == 0;
+            let leaves = limit == 0 && (table == Table::Idtr || vcpu.leaves);
+            vcpu.leaves |= leaves && kexec::may_leave(vcpu.vm);
             let kind = if leaves { ViolationKind::Kexec } else { ViolationKind::DescriptorTable };
             let attempt = attempt(kind, number, pin.base, base);
-            let through = pin.allows(base, limit) || is_let_through(vcpu, attempt);
+            let leaving = leaves && vcpu.leaves;
+            let through = leaving || pin.allows(base, limit) || is_let_through(vcpu, attempt);
             if through {
                 vcpu.set_table(table, base, limit);
             }

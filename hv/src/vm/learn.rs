@@ -16,6 +16,11 @@ use paging::Level;
 const KERNEL_IMAGE: u64 = 0xffff_ffff_8000_0000;
 static KERNEL_STARTED: AtomicBool = AtomicBool::new(false);
 
+/// Another kernel follows.
+pub fn begin_anew() {
+    KERNEL_STARTED.store(false, Ordering::Release);
+}
+
 /// Lets the vCPU execute at `gpa`.
 pub fn allow(vcpu: &mut Vcpu<impl Vendor>, gpa: Gpa) {
     let vm = vcpu.vm;

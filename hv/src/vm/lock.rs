@@ -66,7 +66,7 @@ fn on_kernel_tables<V: Vendor, T>(vcpu: &mut Vcpu<V>, work: impl FnOnce(&Vcpu<V>
 pub fn look_at_rodata(vcpu: &mut Vcpu<impl Vendor>) {
     let vm = vcpu.vm;
     let Some(kernel) = vm.kernel() else { return };
-    let rodata = vm.manifest.header().rodata;
+    let rodata = vm.manifest().header().rodata;
     let first = guest::translate(vcpu, kernel.gva.plus(u64::from(rodata.start)));
     if first.is_none_or(|translation| translation.rights.write) {
         return;
@@ -95,7 +95,7 @@ fn report_of(vcpu: &Vcpu<impl Vendor>, kernel: KernelPlace, findings: &Findings)
         kernel_base: kernel.gva.raw(),
         ticks: 0,
         leaves: findings.leaves,
-        text_frames: image_frames(kernel, vcpu.vm.manifest.header().text).count(),
+        text_frames: image_frames(kernel, vcpu.vm.manifest().header().text).count(),
         rodata_frames: 0,
         code_frames: 0,
         writable_frames: findings.totals.writable,
@@ -124,7 +124,7 @@ fn send(mut report: LockReport, start: u64) {
 /// Where the kernel is: LSTAR holds the address of a symbol that the manifest knows.
 fn find_kernel(vcpu: &Vcpu<impl Vendor>) -> Result<KernelPlace, &'static str> {
     const ALIGNMENT: u64 = 2 << 20;
-    let header = vcpu.vm.manifest.header();
+    let header = vcpu.vm.manifest().header();
     let entry = vcpu.msr(msr::LSTAR);
     let gva = Gva::new(entry.wrapping_sub(u64::from(header.entry_syscall)));
     if !gva.raw().wrapping_sub(header.link_base).is_multiple_of(ALIGNMENT) {
@@ -161,11 +161,11 @@ fn lock_all<V: Vendor>(vcpu: &Vcpu<V>, memory: &mut Memory<V>) -> Result<LockRep
         return Err("it runs without SMEP, on which mode-based execute control relies");
     }
     let kernel = find_kernel(vcpu)?;
-    let text = frames_of(vcpu, kernel, vm.manifest.header().text)?;
-    frames_of(vcpu, kernel, vm.manifest.header().rodata)?;
+    let text = frames_of(vcpu, kernel, vm.manifest().header().text)?;
+    frames_of(vcpu, kernel, vm.manifest().header().rodata)?;
     let findings = examine(vcpu, memory, kernel)?;
     let mut report = report_of(vcpu, kernel, &findings);
-    vm.kernel.call_once(|| kernel);
+    *vm.kernel.lock() = Some(kernel);
 
     let flush = || flusher(vm, vcpu.index);
     memory.withdraw_grants(flush()).map_err(|_| CHANGE)?;
@@ -192,7 +192,7 @@ fn lock_rodata<V: Vendor>(
     report: &mut LockReport,
 ) -> Result<(), &'static str> {
     let vm = vcpu.vm;
-    let header = vm.manifest.header();
+    let header = vm.manifest().header();
     let count: u64 = findings.rodata.iter().map(|run| run.count()).sum();
     // Before `mark_rodata_ro` all of it is writable, after it next to nothing is.
     if count * 2 < image_frames(kernel, header.rodata).count() {

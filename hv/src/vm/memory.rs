@@ -213,6 +213,28 @@ impl<V: Vendor> Memory<V> {
         Ok(())
     }
 
+    /// Takes everything back to the time before the lock, for another kernel: all RAM is data of
+    /// which nothing is withheld, and nothing was granted.
+    ///
+    /// # Errors
+    /// Out of table pages.
+    pub fn begin_anew(
+        &mut self,
+        mut flush: impl FnMut(Due<'_>) -> Flushed<'_>,
+    ) -> Result<(), PagingError> {
+        self.withdraw_grants(&mut flush)?;
+        let rights = Allowed::at_first(self.separation);
+        for index in 0..self.ram.len() {
+            let Some(range) = self.ram.get(index).copied() else { continue };
+            self.protect(range, rights)?.release(&mut Tables, &mut flush);
+            for frame in range.iter() {
+                let _ = self.states.set(frame, Page::new(PageState::Data));
+            }
+            self.collapse(range, &mut flush)?;
+        }
+        Ok(())
+    }
+
     /// Gives every page of `range` a new state, and the rights that follow from it and from what is
     /// withheld in every view, then waits until no CPU uses the old ones.
     ///
@@ -381,8 +403,7 @@ fn identity<V: Vendor>(
     let rights = V::Table::rights(Rights::READ, Rights::READ, split, MemoryType::WriteBack);
     table.map(&mut Tables, published, published.start.identity(), rights, Level::Page4K)?;
     let registers = FrameRange::with_count(Gpa::new(apic::BASE).frame(), 1);
-    let kernel = if separation.is_by_address() { Rights::all() } else { READ_WRITE };
-    let boot = Allowed::before_the_lock(kernel, separation);
+    let boot = Allowed::at_first(separation);
     let checked = (!V::holds_against_init()).then_some((registers, Allowed::both(Rights::READ)));
     for (range, allowed) in ram.iter().map(|range| (*range, boot)).chain(checked) {
         // No CPU has used the table yet.

@@ -3,7 +3,7 @@
 //! Reading order: [`exits`], [`memory`] (second stage and page states), [`learn`] (before the
 //! lock), [`lock`] and [`survey`], [`fault`] (the verdict on an access), [`promote`], [`text`]
 //! (patching), [`registers`], [`descriptor`] and [`pins`], [`violation`], [`heki`] (what the guest
-//! itself asks for), [`state`] (all of it as a record), [`restore`].
+//! itself asks for), [`kexec`] (another kernel), [`state`] (all of it as a record), [`restore`].
 
 pub mod cpuid;
 pub mod descriptor;
@@ -13,6 +13,7 @@ pub mod gate;
 pub mod guest;
 pub mod heki;
 pub mod hypercall;
+pub mod kexec;
 pub mod learn;
 pub mod lock;
 pub mod memory;
@@ -35,13 +36,13 @@ use abi::manifest::Manifest;
 use abi::policy::Policy;
 use addr::{FrameRange, Gfn, Gpa, GuestPhysical, Gva, Hfn};
 use arrayvec::ArrayVec;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use boot_info::MOST_KEXEC;
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use frames::FrameStates;
 use integrity::Rights;
 use integrity::state::{Page, PageState, View};
 use memory::Memory;
 use separation::Separation;
-use spin::Once;
 use spin::mutex::SpinMutex;
 
 /// How far the lock has come.
@@ -88,8 +89,9 @@ pub type Ram = ArrayVec<FrameRange<GuestPhysical>, MOST_RAM_RANGES>;
 pub struct Vm<V: Vendor> {
     /// What the administrator wants.
     pub policy: Policy,
-    /// What is known of its kernel.
-    pub manifest: Manifest<'static>,
+    kernels: &'static Kernels,
+    /// Which of `kernels` runs.
+    running: AtomicUsize,
     /// Its RAM, without the hypervisor's parts.
     pub ram: Ram,
     /// Second stage and page states.
@@ -101,20 +103,33 @@ pub struct Vm<V: Vendor> {
     separation: Separation,
     roots: [Hfn; 2],
     stage: AtomicU32,
-    kernel: Once<KernelPlace>,
+    kernel: SpinMutex<Option<KernelPlace>>,
     /// Counts changes of the second stage; see [`shootdown`].
     generation: AtomicU64,
     /// vCPUs stay out of the guest while this is set.
     hold: AtomicBool,
+    /// vCPUs do nothing more for the kernel that runs while this is set.
+    stop: AtomicBool,
+    /// Counts the kernels that have followed one another.
+    incarnation: AtomicU64,
+}
+
+/// What is known of the kernels.
+pub struct Kernels {
+    /// The one that the boot loader brought.
+    pub first: Manifest<'static>,
+    /// Those that may follow.
+    pub named: ArrayVec<Manifest<'static>, MOST_KEXEC>,
 }
 
 impl<V: Vendor> Vm<V> {
     /// A VM that has not run yet.
-    pub fn new(policy: Policy, manifest: Manifest<'static>, ram: Ram, memory: Memory<V>) -> Self {
+    pub fn new(policy: Policy, kernels: &'static Kernels, ram: Ram, memory: Memory<V>) -> Self {
         let roots = [memory.root(View::Kernel), memory.root(View::User)];
         Self {
             policy,
-            manifest,
+            kernels,
+            running: AtomicUsize::new(0),
             ram,
             requested: pins::Requested::default(),
             separation: memory.separation(),
@@ -122,9 +137,11 @@ impl<V: Vendor> Vm<V> {
             memory: SpinMutex::new(memory),
             roots,
             stage: AtomicU32::new(Stage::Boot as u32),
-            kernel: Once::new(),
+            kernel: SpinMutex::new(None),
             generation: AtomicU64::new(1),
             hold: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+            incarnation: AtomicU64::new(0),
         }
     }
 
@@ -162,7 +179,18 @@ impl<V: Vendor> Vm<V> {
 
     /// Where the kernel image is, once known.
     pub fn kernel(&self) -> Option<KernelPlace> {
-        self.kernel.get().copied()
+        *self.kernel.lock()
+    }
+
+    /// What is known of the kernel that runs.
+    pub fn manifest(&self) -> &Manifest<'static> {
+        let named = self.running.load(Ordering::Acquire).checked_sub(1);
+        named.and_then(|index| self.kernels.named.get(index)).unwrap_or(&self.kernels.first)
+    }
+
+    /// Tells the vCPUs of one kernel from those of the next.
+    pub fn incarnation(&self) -> u64 {
+        self.incarnation.load(Ordering::SeqCst)
     }
 
     /// How many frames have a state: those below the end of RAM.

@@ -25,7 +25,8 @@ pub fn capture(vcpu: &impl Vendor) -> Pins {
     }
 }
 
-/// Pins on CR0 and CR4 that the guest asked for, for all vCPUs. They only grow.
+/// Pins on CR0 and CR4 that the guest asked for, for all vCPUs. They only grow as long as
+/// the same kernel runs.
 #[derive(Debug, Default)]
 pub struct Requested {
     zero: Bits,
@@ -53,6 +54,14 @@ impl Requested {
         self.bits(register).map_or(ControlPin { must_be_one: 0, must_be_zero: 0 }, |bits| {
             ControlPin { must_be_one: load(&bits.one), must_be_zero: load(&bits.zero) }
         })
+    }
+
+    /// Forgets them all: another kernel follows, which has asked for nothing.
+    pub fn begin_anew(&self) {
+        for bits in [&self.zero, &self.four] {
+            bits.one.store(0, Ordering::SeqCst);
+            bits.zero.store(0, Ordering::SeqCst);
+        }
     }
 
     /// Adds to the pin on CR0 or CR4.

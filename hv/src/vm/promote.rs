@@ -6,6 +6,7 @@
 //! written and executed at once.
 
 use super::guest;
+use super::kexec;
 use super::lock::flusher;
 use super::memory::Memory;
 use super::survey::{rights_of, rights_over};
@@ -60,6 +61,9 @@ pub fn on_execution(vcpu: &mut Vcpu<impl Vendor>, gpa: Gpa) {
     if promoted {
         return;
     }
+    if vcpu.leaves {
+        return kexec::hand_over(vcpu);
+    }
     let attempt = Attempt {
         gva: Some(gva),
         gpa: Some(gpa),
@@ -87,7 +91,7 @@ pub fn code_at<V: Vendor>(vcpu: &mut Vcpu<V>, memory: &mut Memory<V>, gva: Gva) 
 fn is_init_text(vm: &Vm<impl Vendor>, gpa: Gpa) -> bool {
     let offset = vm.kernel().and_then(|kernel| gpa.raw().checked_sub(kernel.gpa.raw()));
     vm.stage() == Stage::Text
-        && offset.is_some_and(|offset| vm.manifest.header().init_text.contains(offset))
+        && offset.is_some_and(|offset| vm.manifest().header().init_text.contains(offset))
 }
 
 /// The data pages around `gva`, which leads to `gpa`, that the guest maps executable and not

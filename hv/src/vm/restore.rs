@@ -18,6 +18,7 @@ use crate::vendor::Vendor;
 use crate::{log, report};
 use abi::hypercall::errno::{EAGAIN, ENOENT, EOPNOTSUPP, EPERM};
 use core::fmt::Display;
+use core::sync::atomic::{AtomicBool, Ordering};
 use integrity::pins::Pins;
 use protection::compare::{Difference, weaker};
 use protection::record::Saved;
@@ -25,6 +26,17 @@ use protection::restore::{Refusal, Scope, restore};
 use spin::Once;
 
 static STATE: Once<Saved<'static>> = Once::new();
+/// The kernel that the state is of has left.
+static SPENT: AtomicBool = AtomicBool::new(false);
+
+fn state_to_restore() -> Option<&'static Saved<'static>> {
+    if SPENT.load(Ordering::Acquire) { None } else { STATE.get() }
+}
+
+/// Forgets the state: another kernel follows, whose memory is not what was saved.
+pub fn begin_anew() {
+    SPENT.store(true, Ordering::Release);
+}
 
 /// Keeps a state for the lock.
 pub fn keep(saved: Saved<'static>) {
@@ -34,7 +46,7 @@ pub fn keep(saved: Saved<'static>) {
 /// Compares the state, if there is one, with the machine that has just been made.
 #[inline(never)]
 pub fn judge_machine<V: Vendor>(vm: &Vm<V>) {
-    let Some(saved) = STATE.get() else { return };
+    let Some(saved) = state_to_restore() else { return };
     if let Some(difference) = weaker(&saved.settings, &state::settings(vm, vm.frames())) {
         refuse(&difference);
     }
@@ -50,7 +62,7 @@ pub fn refuse(reason: &dyn Display) -> ! {
 
 /// The kernel has just been locked whole, by this vCPU.
 pub fn at_lock<V: Vendor>(vcpu: &Vcpu<V>, memory: &mut Memory<V>) {
-    let Some(saved) = STATE.get() else { return };
+    let Some(saved) = state_to_restore() else { return };
     match apply(vcpu, memory, saved, Scope::Locked) {
         Ok(pages) => log!(
             "restored: the requested pins, {pages} locked pages; {} others wait for the kernel",
@@ -62,7 +74,7 @@ pub fn at_lock<V: Vendor>(vcpu: &Vcpu<V>, memory: &mut Memory<V>) {
 
 /// This vCPU has just been locked with `pins`.
 pub fn vcpu_locked<V: Vendor>(vcpu: &Vcpu<V>, pins: &Pins) {
-    let Some(saved) = STATE.get() else { return };
+    let Some(saved) = state_to_restore() else { return };
     // Until the whole kernel is locked nothing is restored; then these pins are looked at, too.
     if vcpu.vm.stage() < Stage::Full {
         return;
@@ -83,7 +95,7 @@ pub fn on_request(vcpu: &mut Vcpu<impl Vendor>) -> u64 {
     if vcpu.cpl() != 0 {
         return refused(EPERM);
     }
-    let Some(saved) = STATE.get() else { return refused(ENOENT) };
+    let Some(saved) = state_to_restore() else { return refused(ENOENT) };
     let mut memory = vm.memory.lock();
     if vm.stage() < Stage::Full {
         return refused(EAGAIN);

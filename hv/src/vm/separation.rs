@@ -80,6 +80,13 @@ impl Allowed {
         }
     }
 
+    /// On RAM while a kernel begins to boot, when nothing was granted.
+    pub const fn at_first(separation: Separation) -> Self {
+        let read_write = Rights::READ.union(Rights::WRITE);
+        let kernel = if separation.is_by_address() { Rights::all() } else { read_write };
+        Self::before_the_lock(kernel, separation)
+    }
+
     /// Before the lock the table at hand is the kernel's. User code executes nothing where that can
     /// be expressed; elsewhere nothing but what the kernel was granted.
     pub const fn before_the_lock(kernel: Rights, separation: Separation) -> Self {

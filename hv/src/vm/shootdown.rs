@@ -23,14 +23,16 @@ pub fn enter_guest(vm: &Vm<impl Vendor>, index: usize) -> bool {
     let shared = cpu::shared(index);
     loop {
         shared.in_guest.store(true, Ordering::SeqCst);
-        if !vm.hold.load(Ordering::SeqCst) {
+        if !waits(vm) {
             break;
         }
         shared.in_guest.store(false, Ordering::SeqCst);
-        while vm.hold.load(Ordering::SeqCst) {
+        shared.parked.store(true, Ordering::SeqCst);
+        while waits(vm) {
             flush::serve(index);
             core::hint::spin_loop();
         }
+        shared.parked.store(false, Ordering::SeqCst);
     }
     let generation = vm.generation.load(Ordering::SeqCst);
     let Some(seen) = SEEN.get(index) else { return true };
@@ -39,6 +41,10 @@ pub fn enter_guest(vm: &Vm<impl Vendor>, index: usize) -> bool {
     }
     seen.store(generation, Ordering::SeqCst);
     true
+}
+
+fn waits(vm: &Vm<impl Vendor>) -> bool {
+    vm.hold.load(Ordering::SeqCst) || vm.stop.load(Ordering::SeqCst)
 }
 
 /// Waits until no CPU but the caller, which is in the hypervisor, can use a translation from
@@ -61,6 +67,29 @@ pub fn hold(vm: &Vm<impl Vendor>, caller: usize) {
 pub fn release(vm: &Vm<impl Vendor>) {
     vm.generation.fetch_add(1, Ordering::SeqCst);
     vm.hold.store(false, Ordering::SeqCst);
+}
+
+/// Stops the VM until [`resume`]: afterwards no other CPU does anything for the guest, not even what
+/// it had begun at an exit. The caller holds no lock, since others may have to take it to come to an
+/// end. Says whether it is the one who stops the VM: another may have been faster.
+pub fn stop(vm: &Vm<impl Vendor>, caller: usize) -> bool {
+    if vm.stop.swap(true, Ordering::SeqCst) {
+        return false;
+    }
+    wait_for_others(caller, |_| false);
+    for index in (0..cpu::online()).filter(|index| *index != caller) {
+        while !cpu::shared(index).parked.load(Ordering::SeqCst) {
+            flush::serve(caller);
+            core::hint::spin_loop();
+        }
+    }
+    true
+}
+
+/// Lets all CPUs go on, which find that another kernel has followed.
+pub fn resume(vm: &Vm<impl Vendor>) {
+    vm.generation.fetch_add(1, Ordering::SeqCst);
+    vm.stop.store(false, Ordering::SeqCst);
 }
 
 /// Interrupts every other CPU that may run the guest, and waits until it has left it or `passed`.

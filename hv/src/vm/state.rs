@@ -16,16 +16,16 @@ use integrity::pins::{ControlPin, Pins};
 use integrity::state::{Page, PageState};
 use protection::record::save;
 use protection::{Kernel, Settings};
-use spin::Once;
 use spin::mutex::SpinMutex;
 use zerocopy::IntoBytes;
 
 /// Each vCPU's pins, which otherwise only its CPU knows.
-static PINS: [Once<Pins>; MAX_CPUS] = [const { Once::new() }; MAX_CPUS];
+static PINS: [SpinMutex<Option<Pins>>; MAX_CPUS] = [const { SpinMutex::new(None) }; MAX_CPUS];
 /// What was written last.
 static WRITTEN: SpinMutex<Option<Mark>> = SpinMutex::new(None);
 
-/// Tells states apart: the second stage's changes are counted, and pins only grow.
+/// Tells states apart: the second stage's changes are counted, and pins only grow while the same
+/// kernel runs.
 #[derive(Clone, Copy, PartialEq)]
 struct Mark {
     generation: u64,
@@ -36,7 +36,14 @@ struct Mark {
 /// vCPU `index` has been locked with these pins.
 pub fn locked(index: usize, pins: Pins) {
     if let Some(slot) = PINS.get(index) {
-        slot.call_once(|| pins);
+        *slot.lock() = Some(pins);
+    }
+}
+
+/// Another kernel follows, on vCPUs that are not locked.
+pub fn begin_anew() {
+    for slot in &PINS {
+        *slot.lock() = None;
     }
 }
 
@@ -73,7 +80,7 @@ pub fn write(vcpu: &Vcpu<impl Vendor>) -> u64 {
 pub fn settings<V: Vendor>(vm: &Vm<V>, frames: u64) -> Settings {
     let mut vcpus = [None; MAX_CPUS];
     for (slot, pins) in vcpus.iter_mut().zip(&PINS) {
-        *slot = pins.get().copied();
+        *slot = *pins.lock();
     }
     let kernel = vm.kernel().map(|place| Kernel { gva: place.gva.raw(), gpa: place.gpa.raw() });
     Settings {
@@ -82,7 +89,7 @@ pub fn settings<V: Vendor>(vm: &Vm<V>, frames: u64) -> Settings {
         separation: vm.separation().mode(),
         execute_only: V::executes_unread(),
         frames,
-        kernel_digest: vm.manifest.header().kernel_digest,
+        kernel_digest: vm.manifest().header().kernel_digest,
         kernel,
         requested: [0, 4].map(|register| vm.requested.pin(register)),
         vcpus,

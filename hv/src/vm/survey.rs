@@ -112,7 +112,7 @@ pub fn examine<V: Vendor>(
         batch.map(leaf.frames(), rights_of(leaf.rights));
     })?;
     drop(batch);
-    let header = vcpu.vm.manifest.header();
+    let header = vcpu.vm.manifest().header();
     let collective = |frame| counters.collective(frame);
     let mut generated = Scattered::new();
     visit(vcpu, buffers, Gva::new(MODULE_RANGE.start), |leaf| {

@@ -27,6 +27,11 @@ use x86_decode::Operation;
 /// The kprobes in the guest's text; used with the VM's memory locked.
 static PROBES: SpinMutex<Probes> = SpinMutex::new(Probes::new());
 
+/// Another kernel follows, whose text is whole.
+pub fn begin_anew() {
+    *PROBES.lock() = Probes::new();
+}
+
 /// A write at `gpa`, in a page of this state that the guest must not write.
 pub fn write<V: Vendor>(
     vcpu: &mut Vcpu<V>,
@@ -77,16 +82,16 @@ fn is_legal_patch<V: Vendor>(
     store: &Store,
 ) -> bool {
     let vm = vcpu.vm;
-    let text = vm.manifest.header().text;
+    let text = vm.manifest().header().text;
     let Some(offset) = target.raw().checked_sub(kernel.gpa.raw()) else { return false };
     if !text.contains(offset) || !text.contains(offset + store.bytes.len() as u64 - 1) {
         return false;
     }
     let mut seen = Seen { vcpu, memory, kernel };
     let allowed = vm.policy.patching_in_force();
-    match patch::judge(&vm.manifest, allowed, &mut seen, offset, &store.bytes) {
+    match patch::judge(vm.manifest(), allowed, &mut seen, offset, &store.bytes) {
         Err(Refused::NoSite) => {
-            PROBES.lock().judge(&vm.manifest, allowed, &seen, offset, &store.bytes).is_ok()
+            PROBES.lock().judge(vm.manifest(), allowed, &seen, offset, &store.bytes).is_ok()
         }
         verdict => verdict.is_ok(),
     }
@@ -131,7 +136,7 @@ fn describe(
         _ => (None, 1, 0),
     };
     let offset = vcpu.vm.kernel().and_then(|kernel| gpa.raw().checked_sub(kernel.gpa.raw()));
-    let at_site = offset.is_some_and(|offset| patch::covers(&vcpu.vm.manifest, offset, size));
+    let at_site = offset.is_some_and(|offset| patch::covers(vcpu.vm.manifest(), offset, size));
     let kind = match state {
         PageState::LockedCode if at_site => ViolationKind::Patch,
         _ => write_kind(state),

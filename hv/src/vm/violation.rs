@@ -114,6 +114,12 @@ pub fn is_let_through(vcpu: &mut Vcpu<impl Vendor>, attempt: Attempt) -> bool {
     verdict == Verdict::Log
 }
 
+/// Reports an attempt after which nothing can go on, whatever the policy says, and stops the machine.
+pub fn stop(vcpu: &Vcpu<impl Vendor>, attempt: Attempt) -> ! {
+    let _ = conclude(vcpu, describe(vcpu, attempt), attempt.kind, Verdict::Stop);
+    report::power_off()
+}
+
 /// Reports an attempt that has neither address nor value, and cannot be let through: there is
 /// nothing to ask.
 pub fn report_without_address(vcpu: &Vcpu<impl Vendor>, kind: ViolationKind) {

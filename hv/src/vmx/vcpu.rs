@@ -119,6 +119,14 @@ impl Vendor for Vmx {
 
     fn reset_to(&mut self, start: Start) {
         setup::write_guest_state(start);
+        vmwrite(field::MSR_BITMAP, self.maps.msr_boot.raw());
+        vmwrite(field::ENTRY_CONTROLS, u64::from(self.controls.entry));
+        vmwrite(field::ENTRY_EVENT, 0);
+        self.queued = false;
+        self.controls.secondary &= !secondary::DESCRIPTOR_TABLE_EXITING;
+        vmwrite(field::SECONDARY_CONTROLS, u64::from(self.controls.secondary));
+        self.change_primary(primary::NMI_WINDOW_EXITING | primary::INTERRUPT_WINDOW_EXITING, false);
+        self.set_pin_controls();
         self.area.gpr = [0; 16];
         self.set_gpr(6, start.rsi);
     }

@@ -12,7 +12,8 @@
 //! | `bpf:ROUNDS` | makes packet filters and runs them |
 //! | `load:NAME` | loads `/NAME.ko` and says where its text is |
 //! | `modules:ROUNDS` | loads, attacks and unloads the probe module |
-//! | `kexec`, `kexec:force` | tries to start another kernel |
+//! | `kexec`, `kexec:force` | tries to start another program in place of the kernel |
+//! | `kexec:file`, `kexec:load`, `kexec:changed`, `kexec:tables` | starts another kernel, which does `ravelin.next=` in place of `ravelin.job=` |
 //! | `bench`, `bench:quick` | runs the measured loops; `quick` a tenth of the rounds |
 //! | `heki` | makes Heki's hypercalls, right ones and wrong ones |
 //! | `restore:ask`, `restore:back` | asks for protection, or has it restored |
@@ -50,6 +51,7 @@ use hypercall::Audit;
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
 use serde_json::json;
+use std::path::Path;
 
 /// Argument with which this program ends at once, for tests that need something to execute.
 pub const EXIT_ARGUMENT: &str = "--exit";
@@ -127,10 +129,11 @@ fn mount_all() -> Result<()> {
 /// Runs the jobs of the command line; how the machine is to end.
 fn run_jobs(console: &Console, counters: &Counters, cpus: usize) -> Result<End> {
     let command_line = std::fs::read_to_string("/proc/cmdline")?;
+    let key = if Path::new("/successor").exists() { "ravelin.next=" } else { "ravelin.job=" };
     let jobs = command_line
         .split_whitespace()
         .rev()
-        .find_map(|word| word.strip_prefix("ravelin.job="))
+        .find_map(|word| word.strip_prefix(key))
         .context("the kernel command line names no job: add ravelin.job=probe, for example")?;
     let mut end = End::PowerOff;
     let mut done = 0u32;
@@ -153,7 +156,7 @@ fn run_jobs(console: &Console, counters: &Counters, cpus: usize) -> Result<End> 
                     argument.parse().with_context(|| format!("`{job}`: how many rounds?"))?;
                 trace::run(console, rounds)?;
             }
-            "kexec" => kexec::run(console, argument == "force")?,
+            "kexec" => kexec::run(console, argument)?,
             "load" => modules::load(console, argument)?,
             "modules" => {
                 let rounds =

@@ -117,6 +117,14 @@ pub fn write_at(file: &File, offset: u64) -> Result<()> {
     Ok(())
 }
 
+/// Inverts the byte at `offset` of a file, through a mapping.
+pub fn invert_at(file: &File, offset: u64) -> Result<()> {
+    let page = map_file(file, offset, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)?.cast::<u8>();
+    // SAFETY: inside the mapping.
+    unsafe { page.write_volatile(!page.read_volatile()) };
+    Ok(())
+}
+
 /// Calls the byte at `offset` of a file as a function, through a mapping.
 pub fn execute_at(file: &File, offset: u64) -> Result<()> {
     let page = map_file(file, offset, ProtFlags::PROT_READ | ProtFlags::PROT_EXEC)?;

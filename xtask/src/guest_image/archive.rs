@@ -67,6 +67,23 @@ pub fn module(name: &str, file: &Path) -> Result<Vec<u8>> {
     Ok(trailer(archive)?)
 }
 
+/// An archive to put behind the first one: with it the guest has a kernel to start, and that one's
+/// initial file system, with one more file `extra` in it.
+///
+/// # Errors
+/// A file cannot be read or is larger than 4 GiB.
+pub fn successor(kernel: &Path, initrd: &Path, extra: &str) -> Result<Vec<u8>> {
+    let mut inner = Vec::new();
+    append(&mut inner, entry(extra, 0o644, ModeFileType::Regular), &[])?;
+    let inner = [read(initrd)?, trailer(inner)?].concat();
+    let mut archive = Vec::new();
+    append(&mut archive, entry("kexec", 0o755, ModeFileType::Directory), &[])?;
+    for (name, bytes) in [("kexec/vmlinuz", read(kernel)?), ("kexec/initrd", inner)] {
+        append(&mut archive, entry(name, 0o644, ModeFileType::Regular), &bytes)?;
+    }
+    Ok(trailer(archive)?)
+}
+
 fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("cannot read {}", path.display()))
 }

@@ -5,5 +5,5 @@ mod archive;
 mod build;
 mod leave;
 
-pub use archive::{command, initramfs, module, module_loader};
+pub use archive::{command, initramfs, module, module_loader, successor};
 pub use build::{build_init, build_probes};

@@ -12,8 +12,12 @@ fn a_policy_survives_the_trip() {
     policy.patching.livepatch = false;
     assert_eq!(Policy::parse(policy.to_record().as_bytes()), Ok(policy));
     policy.jit = false;
+    policy.kexec = Policy::MOST_KERNELS;
     policy.patching.kprobes = false;
     assert_eq!(Policy::parse(policy.to_record().as_bytes()), Ok(policy));
+    policy.kexec += 1;
+    assert_eq!(Policy::parse(policy.to_record().as_bytes()), Err(PolicyError::Value));
+    policy.kexec = 0;
     policy.warden.stop_after = Warden::MOST + 1;
     assert_eq!(Policy::parse(policy.to_record().as_bytes()), Err(PolicyError::Value));
 }
@@ -46,6 +50,10 @@ fn the_kernel_is_told_what_it_will_be_refused() {
     assert_eq!(told(&policy), [kexec, jit].concat());
     policy = Policy { reactions: [Reaction::Log; ViolationKind::COUNT], ..Policy::default() };
     assert_eq!(told(&policy), optimised);
+    policy = Policy { kexec: 1, ..Policy::default() };
+    assert_eq!((policy.kexec_in_force(), told(&policy).as_str()), (true, optimised));
+    policy.supervisor_exec = SupervisorExec::Off;
+    assert_eq!((policy.kexec_in_force(), told(&policy)), (false, [kexec, optimised].concat()));
 }
 
 #[test]
