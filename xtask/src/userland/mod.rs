@@ -145,7 +145,7 @@ fn prepare(machine: &mut Machine, on: On, system: &Userland, extent: Extent) {
     // still: in Bochs 20 ns each. What a machine writes to the disk is lost.
     match on {
         On::Qemu => {
-            machine.icount = Some(3);
+            machine.icount = Some(1);
             let drive = format!("file={disk},format=raw,if=virtio,snapshot=on");
             machine.extra = vec!["-drive".to_owned(), drive];
         }

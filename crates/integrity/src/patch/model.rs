@@ -134,7 +134,7 @@ pub fn contents(site: &Site) -> Vec<Vec<u8>> {
             .chain(COPIES)
             .chain([TRAMPOLINE])
             .map(|target| branch(&[0xe8], site, target))
-            .chain([vec![0x0f, 0x1f, 0x44, 0, 0]])
+            .chain([vec![0x0f, 0x1f, 0x44, 0, 0], branch(&[0xe9], site, TRAMPOLINE)])
             .collect(),
     }
 }
@@ -146,8 +146,9 @@ pub fn forged(site: &Site) -> Vec<Vec<u8>> {
             let inside = [i64::from(TRACERS[0].start) + 1, COPIES[0] + 1, 0x1000_9000, 0x40];
             let inside = inside.into_iter().chain([TRAMPOLINE + 1]);
             let targets = inside.chain([FORGERY, LINKED_TARGET.into()]);
-            let jump = branch(&[0xe9], site, COPIES[0]);
-            targets.map(|target| branch(&[0xe8], site, target)).chain([jump]).collect()
+            let jumps = [COPIES[0], TRACERS[0].start.into()];
+            let jumps = jumps.map(|target| branch(&[0xe9], site, target));
+            targets.map(|target| branch(&[0xe8], site, target)).chain(jumps).collect()
         }
         Some(SiteKind::TracerCall) => {
             let targets = [i64::from(FUNCTIONS[1]) + 1, COPIES[0]];

@@ -67,7 +67,7 @@ impl Rules<'_, '_> {
     }
 
     /// Whether `known` may be a call of the tracer: of one of its entries, or, if the whole target is
-    /// known, of a copy or of a BPF trampoline.
+    /// known, of a copy or of a BPF trampoline, which newer kernels also enter by a jump.
     fn calls_tracer(&mut self, known: &Pattern) -> bool {
         let entries = self.manifest.header().tracers;
         let mut entries = entries.iter().filter(|span| span.length() > 0);
@@ -80,9 +80,9 @@ impl Rules<'_, '_> {
         }
         let [opcode, Some(a), Some(b), Some(c), Some(d), ..] = *known else { return false };
         let target = self.target(i32::from_le_bytes([a, b, c, d]));
-        opcode.is_none_or(|opcode| opcode == CALL)
-            && (tracer::is_copy(self.manifest, self.allowed, self.memory, target)
-                || trampoline::is_trampoline(self.manifest, self.memory, target))
+        let (calls, jumps) = (opcode.is_none_or(|it| it == CALL), opcode == Some(JUMP));
+        calls && tracer::is_copy(self.manifest, self.allowed, self.memory, target)
+            || (calls || jumps) && trampoline::is_trampoline(self.manifest, self.memory, target)
     }
 
     /// Whether `known` is a call of what live patches hang on.

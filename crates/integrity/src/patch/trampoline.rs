@@ -3,7 +3,8 @@
 //! Where a BPF program is attached to a function (systemd's does so to security hooks), Linux's JIT
 //! makes a *trampoline* in a page of the module range, and the function calls that directly in place
 //! of the tracer (`__arch_prepare_bpf_trampoline`, arch/x86/net/bpf_jit_comp.c; read: sources from 6.1
-//! to a 6.17 or later).
+//! to a 6.17 or later). Kernels with `DYNAMIC_FTRACE_WITH_JMP` (7.2 has it, 6.12 not) jump there if the
+//! trampoline does not call the rest of the function; its head is the same.
 //!
 //! Its body depends on the function and on the programs, so there is no template for it. What passes
 //! here has the head of all of them:
