@@ -20,6 +20,8 @@ mod tests;
 use crate::Rights;
 use addr::{FrameRange, Gfn, GuestPhysical};
 pub use batch::Batch;
+use batch::Single;
+use core::hint::black_box;
 use core::ops::Range;
 use lanes::{LANES, add_to_all, changed, count_of, increment_of, none, remove_from_all, some_of};
 
@@ -149,6 +151,22 @@ impl<'a> Counters<'a> {
             return Ok(());
         }
         self.update_parts(range, from, to)
+    }
+
+    /// As [`Counters::update`] for each of these in order; answers the frames that were uncounted.
+    fn update_singles(&mut self, singles: &[Single]) -> u64 {
+        let [small, ..] = &self.levels;
+        let byte = |single: &Single| small.get(usize::try_from(single.frame.raw()).ok()?).copied();
+        // Nothing stands between these loads: all bytes are on their way from memory at once.
+        black_box(singles.iter().filter_map(byte).fold(0, |all, byte| all | byte));
+        let mut uncounted = 0;
+        for Single { frame, from, to } in singles {
+            let range = FrameRange::with_count(*frame, 1);
+            if let Err(Uncounted { frames }) = self.update(range, *from, *to) {
+                uncounted += frames;
+            }
+        }
+        uncounted
     }
 
     fn update_parts(
