@@ -121,6 +121,8 @@ pub struct PolicyFile {
 #[serde(deny_unknown_fields)]
 struct File {
     preset: Option<Preset>,
+    /// By the other name it is called after what it needs on AMD: a user and a kernel view.
+    #[serde(alias = "user_kernel_view")]
     supervisor_exec: Option<Exec>,
     modules: Option<Code>,
     announce: Option<bool>,
@@ -383,6 +385,13 @@ mod tests {
         assert_eq!(says("[patching]\nftrace = 'deny'"), 1);
         assert_eq!((says("preset = 'strict'"), says("")), (0, 0));
         assert_eq!(says("supervisor_exec = 'off'\n[kexec]\nkernels = ['a']"), 1);
+    }
+
+    #[test]
+    fn the_views_have_two_names() {
+        let off = parse("user_kernel_view = 'off'").unwrap().policy;
+        assert_eq!(off.supervisor_exec, SupervisorExec::Off);
+        assert!(parse("user_kernel_view = 'off'\nsupervisor_exec = 'off'").is_err());
     }
 
     #[test]
