@@ -17,6 +17,7 @@ use ravelin::dump_file::DumpFile;
 use ravelin::events::Body;
 use ravelin::machine::{Ended, Machine, Protection, Tasks};
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// What ends a task, by its name, and the exceptions that can: CPUs and emulators differ in some.
 /// The first group runs every time.
@@ -132,8 +133,10 @@ pub fn with_tasks(mut machine: Machine, change: impl FnOnce(&mut Tasks)) -> Mach
 fn run(name: &str, place: &Place<'_>, cpus: usize, acts: &[&str]) -> anyhow::Result<Report> {
     let others = acts.iter().map(|act| image(place, act)).collect::<anyhow::Result<_>>()?;
     let machine = protected(place, Cloud, "poweroff", Policy::default())?;
-    let machine = with_tasks(Machine { cpus, ..machine }, |tasks| tasks.others = others);
-    boots_well(name, &machine)
+    // A task that never ends takes Bochs almost a minute.
+    let timeout = Some(Duration::from_secs(600));
+    let machine = Machine { cpus, timeout, ..machine };
+    boots_well(name, &with_tasks(machine, |tasks| tasks.others = others))
 }
 
 /// What the tasks of this name have logged, and why they were stopped.
