@@ -28,6 +28,14 @@ multiboot2_header:
     .long 8
 multiboot2_header_end:
 
+# Writes ECX entries from EDI on: EAX, then each \step more.
+.macro fill_table step
+1:  mov [edi], eax
+    add edi, 8
+    add eax, \step
+    loop 1b
+.endm
+
 .section .text.entry, "ax"
 .code32
 .global entry32
@@ -52,17 +60,11 @@ entry32:
     or eax, 3
     mov edi, offset boot_pdpt
     mov ecx, 4
-1:  mov [edi], eax
-    add edi, 8
-    add eax, 4096
-    loop 1b
+    fill_table 4096
     mov edi, offset boot_directories
     mov eax, 0x83
     mov ecx, 2048
-2:  mov [edi], eax
-    add edi, 8
-    add eax, 0x200000
-    loop 2b
+    fill_table 0x200000
 
     # But for the page below the first CPU's stack, so that an overflow is a fault.
     mov ebx, offset boot_stack_guard
@@ -72,10 +74,7 @@ entry32:
     or eax, 3
     mov edi, offset boot_guarded
     mov ecx, 512
-3:  mov [edi], eax
-    add edi, 8
-    add eax, 4096
-    loop 3b
+    fill_table 4096
     mov edx, ebx
     shr edx, 21
     mov eax, offset boot_guarded
