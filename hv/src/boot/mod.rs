@@ -231,14 +231,8 @@ const NOT_THE_NAMED: &str =
 
 /// Copies a manifest into the pool, then judges the copy.
 fn read_manifest(memory: Physical<'_>, module: Module) -> Result<Manifest<'static>, Reason> {
-    if module.length > u64::from(abi::manifest::MAX_LENGTH) {
-        return Err("the manifest is too large");
-    }
-    let block = Block::take(module.length.div_ceil(PAGE_SIZE).max(1)).ok_or(NO_POOL)?;
-    let bytes = block.leak();
-    let length = usize::try_from(module.length).unwrap_or(0);
-    let bytes = bytes.get_mut(..length).ok_or("the manifest is empty")?;
-    memory.read(module.start, bytes)?;
+    let most = u64::from(abi::manifest::MAX_LENGTH);
+    let bytes = copy_module(memory, module, most, "the manifest is too large")?;
     Manifest::parse(bytes).map_err(|error| match error {
         ManifestError::NotAManifest => "the manifest is not a manifest",
         ManifestError::Truncated => "the manifest is truncated",
@@ -246,6 +240,22 @@ fn read_manifest(memory: Physical<'_>, module: Module) -> Result<Manifest<'stati
         ManifestError::Damaged => "the manifest is damaged: its digest does not match",
         ManifestError::Malformed => "the manifest is malformed",
     })
+}
+
+/// Copies a boot module of at most `most` bytes into the pool, where nobody can change it any more.
+fn copy_module(
+    memory: Physical<'_>,
+    module: Module,
+    most: u64,
+    too_long: Reason,
+) -> Result<&'static mut [u8], Reason> {
+    if module.length > most {
+        return Err(too_long);
+    }
+    let bytes = Block::take(module.length.div_ceil(PAGE_SIZE).max(1)).ok_or(NO_POOL)?.leak();
+    let bytes = bytes.get_mut(..addr::length(module.length)).ok_or(NO_POOL)?;
+    memory.read(module.start, bytes)?;
+    Ok(bytes)
 }
 
 /// What the guest's memory map calls RAM, and the low memory that it must leave alone.

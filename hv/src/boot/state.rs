@@ -1,11 +1,9 @@
 //! The saved protection state among the boot modules.
 
-use super::{NO_POOL, Reason};
+use super::{Reason, copy_module};
 use crate::memory::physical::Physical;
-use crate::memory::pool::Block;
 use crate::vm::restore;
 use abi::policy::Policy;
-use addr::PAGE_SIZE;
 use boot_info::{BootInfo, Role};
 use protection::compare::{Difference, policy_is_weaker};
 use protection::record::{MOST_BYTES, Saved};
@@ -17,12 +15,8 @@ use protection::record::{MOST_BYTES, Saved};
 pub fn read(memory: Physical<'_>, info: &mut BootInfo, policy: Policy) -> Result<Policy, Reason> {
     let Some(module) = info.module(Role::State) else { return Ok(policy) };
     info.modules.retain(|module| module.role != Role::State);
-    if module.length > MOST_BYTES as u64 {
-        return Err("the saved protection state is refused: it is too long to be one");
-    }
-    let bytes = Block::take(module.length.div_ceil(PAGE_SIZE).max(1)).ok_or(NO_POOL)?.leak();
-    let bytes = bytes.get_mut(..addr::length(module.length)).ok_or(NO_POOL)?;
-    memory.read(module.start, bytes)?;
+    const TOO_LONG: Reason = "the saved protection state is refused: it is too long to be one";
+    let bytes = copy_module(memory, module, MOST_BYTES as u64, TOO_LONG)?;
     let saved = Saved::parse(bytes).unwrap_or_else(|damage| restore::refuse(&damage));
     if policy_is_weaker(&saved.settings.policy, &policy) {
         restore::refuse(&Difference::Policy);
