@@ -7,8 +7,7 @@ use crate::args::Iso;
 use anyhow::{Context, ensure};
 use boot_info::Role;
 use linux_image::Summary;
-use ravelin::policy::{self, PolicyFile};
-use ravelin::{cache, check, grub, machine, state};
+use ravelin::{cache, check, grub, machine, policy, state};
 use std::process::ExitCode;
 use zerocopy::IntoBytes;
 
@@ -22,7 +21,7 @@ pub fn iso(args: &Iso) -> anyhow::Result<ExitCode> {
     let kernel = check::read("kernel", &args.kernel)?;
     check::bzimage(&args.kernel, &kernel)?;
     check::read("initrd", &args.initrd)?;
-    let file = args.policy.as_deref().map_or_else(|| Ok(PolicyFile::default()), policy::load)?;
+    let file = policy::load_if_given(args.policy.as_deref())?;
     let named = machine::named_manifests(&file.policy, &file.kernels)?;
     let hypervisor = check::hypervisor(args.hypervisor.as_deref())?;
     let tasks = args.tasks.find(&hypervisor)?;

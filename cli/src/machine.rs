@@ -377,10 +377,11 @@ pub fn manifest(kernel: &Path, bytes: &[u8], given: Option<&Path>) -> anyhow::Re
     }
 }
 
-/// The manifests of the kernels that a policy names for kexec, none where it is of no use.
+/// The manifests of the kernels that a policy names for kexec.
 ///
 /// # Errors
-/// A file cannot be read, or is no kernel that a manifest can be made of.
+/// The policy names another number of them; a file cannot be read, or is no kernel that a manifest can
+/// be made of.
 pub fn named_manifests(policy: &Policy, kernels: &[PathBuf]) -> anyhow::Result<Vec<Vec<u8>>> {
     let named = usize::from(policy.kexec);
     ensure!(named == kernels.len(), "the policy names {named} kernels for kexec, not just these");

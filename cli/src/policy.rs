@@ -147,6 +147,14 @@ pub fn load(path: &Path) -> anyhow::Result<PolicyFile> {
     parse(&text).with_context(|| format!("the policy file {} is not valid", path.display()))
 }
 
+/// What the policy file at `path` says, or the standard policy if there is none.
+///
+/// # Errors
+/// As for [`load`].
+pub fn load_if_given(path: Option<&Path>) -> anyhow::Result<PolicyFile> {
+    path.map_or_else(|| Ok(PolicyFile::default()), load)
+}
+
 fn read(path: &Path) -> anyhow::Result<String> {
     let cannot = || format!("cannot read the policy file {}", path.display());
     let mut text = String::new();

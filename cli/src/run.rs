@@ -5,10 +5,9 @@ use anyhow::{Context, ensure};
 use jiff::Timestamp;
 use ravelin::events::{Body, Record};
 use ravelin::machine::{self, Boot, Console, Emulator, Ended, Machine, Protection};
-use ravelin::policy::{self, PolicyFile};
 use ravelin::report::{self, Kernels};
 use ravelin::state::Parts;
-use ravelin::{check, state};
+use ravelin::{check, policy, state};
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
@@ -80,8 +79,7 @@ fn machine(args: &Run) -> anyhow::Result<Machine> {
         Protection::Bare
     } else {
         let hypervisor = check::hypervisor(args.hypervisor.as_deref())?;
-        let file =
-            args.policy.as_deref().map_or_else(|| Ok(PolicyFile::default()), policy::load)?;
+        let file = policy::load_if_given(args.policy.as_deref())?;
         Protection::Ravelin {
             policy: file.policy,
             kexec: file.kernels,
