@@ -3,7 +3,9 @@
 //! Every key may be left out; an unknown key or value is an error that names its line.
 
 use abi::event::ViolationKind;
-use abi::policy::{HekiExec, Modules, Patching, Policy, Reaction, SupervisorExec, Warden};
+use abi::policy::{
+    HekiExec, Modules, Patching, Platform, Policy, Reaction, SupervisorExec, Tables, Warden,
+};
 use anyhow::Context;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -53,6 +55,7 @@ impl Preset {
                     ..standard.patching
                 },
                 jit: false,
+                platform: Platform::Known,
                 ..standard
             },
         }
@@ -82,6 +85,21 @@ enum Request {
     Trust,
     Verify,
     Deny,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+enum Machines {
+    Any,
+    Known,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+enum Watching {
+    Off,
+    Watch,
+    Guard,
 }
 
 #[derive(Clone, Copy, Deserialize)]
@@ -128,6 +146,8 @@ struct File {
     announce: Option<bool>,
     heki_exec: Option<Request>,
     jit: Option<Choice>,
+    platform: Option<Machines>,
+    tables: Option<Watching>,
     #[serde(default)]
     patching: PatchingTable,
     #[serde(default)]
@@ -200,6 +220,17 @@ pub fn parse(text: &str) -> anyhow::Result<PolicyFile> {
         Some(Request::Deny) => policy.heki_exec = HekiExec::Deny,
         None => {}
     }
+    policy.platform = match file.platform {
+        Some(Machines::Any) => Platform::Any,
+        Some(Machines::Known) => Platform::Known,
+        None => policy.platform,
+    };
+    policy.tables = match file.tables {
+        Some(Watching::Off) => Tables::Off,
+        Some(Watching::Watch) => Tables::Watch,
+        Some(Watching::Guard) => Tables::Guard,
+        None => policy.tables,
+    };
     policy.warden = warden(text, &file.warden)?;
     let kernels = kernels(text, file.kexec.kernels)?;
     policy.kexec = u8::try_from(kernels.len())?;
@@ -272,9 +303,11 @@ fn written(policy: &Policy, kernels: &str) -> String {
     let _ = write!(
         text,
         "supervisor_exec = \"{exec}\"\nmodules = \"{modules}\"\nannounce = {}\n\
-         heki_exec = \"{heki_exec}\"\n{}\n[patching]\n",
+         heki_exec = \"{heki_exec}\"\n{}platform = \"{}\"\ntables = \"{}\"\n\n[patching]\n",
         policy.announce,
         choice("jit", policy.jit, policy.jit_in_force(), "modules"),
+        policy.platform.name(),
+        policy.tables.name(),
     );
     for (key, allowed, in_force, needs) in [
         ("jump_label", policy.patching.jump_label, in_force.jump_label, ""),
@@ -428,6 +461,8 @@ mod tests {
             ("[patching]\nftrace = true", "line 2", "ftrace"),
             ("[patching]\nuprobes = 'allow'", "line 2", "uprobes"),
             ("jit = 'interpret'", "line 1", "interpret"),
+            ("platform = 'mine'", "line 1", "mine"),
+            ("tables = 'allow'", "line 1", "allow"),
             ("[reactions]\n\nwrite-txt = 'log'", "line 3, column 1", "write-txt"),
             ("[reactions]\nmsr = 'panic'", "line 2", "panic"),
             ("[warden]\n\nstop_after = 33", "line 3", "1 to 32"),
@@ -450,6 +485,7 @@ mod tests {
             reactions in prop::array::uniform(0..Reaction::ALL.len()),
             stop_after in 0..=Warden::MOST, within_seconds in 0..=u32::MAX, heki_configure: bool,
             kernels in prop::collection::vec("[ -~]{1,9}", 0..=4),
+            known: bool, tables in 0_usize..3,
         ) {
             let policy = Policy {
                 supervisor_exec: if views { SupervisorExec::Views } else { SupervisorExec::Off },
@@ -465,6 +501,8 @@ mod tests {
                 jit,
                 kexec: u8::try_from(kernels.len()).unwrap(),
                 heki_exec: HekiExec::ALL[heki_exec],
+                platform: if known { Platform::Known } else { Platform::Any },
+                tables: Tables::ALL[tables],
                 reactions: reactions.map(|number| Reaction::ALL[number]),
                 warden: Warden { stop_after, within_seconds, heki_configure },
             };

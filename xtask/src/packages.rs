@@ -60,7 +60,15 @@ pub const BROWSER: &[&str] = &["chromium"];
 /// # Errors
 /// This is no Debian system, or something is missing and cannot be installed.
 pub fn prepare(flavours: &[Flavour], get: bool) -> anyhow::Result<Vec<Kernel>> {
-    install(&needed(flavours)?, get)?;
+    let mut names = needed(flavours)?;
+    if get && !missing(&names).is_empty() {
+        // Lists that are older than the last update of the kernel name packages that are gone: the
+        // names are those of the new lists. Without a mirror the old ones must do.
+        if step("update the package lists", || Apt::own().update()).is_ok() {
+            names = needed(flavours)?;
+        }
+    }
+    install(&names, get)?;
     flavours.iter().map(|flavour| kernel(&Apt::own(), *flavour)).collect()
 }
 

@@ -21,6 +21,9 @@ pub struct Status {
     /// "no", "text" or "whole".
     pub locked: &'static str,
     pub supervisor_exec: &'static str,
+    /// The chipset whose registers are guarded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chipset: Option<String>,
     pub violations: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub violations_by_kind: Option<BTreeMap<&'static str, u64>>,
@@ -92,6 +95,7 @@ impl Status {
                 _ => "whole",
             },
             supervisor_exec: mode.map_or("unknown", SupervisorMode::name),
+            chipset: page.and_then(|page| page.chipset().map(str::to_owned)),
             violations: read(Counter::Violations),
             violations_by_kind: page.map(by_kind),
             last_event: read(Counter::LastEvent),
@@ -112,6 +116,9 @@ fn print(status: &Status) {
     let mut rows = table(["Ravelin", status.version.as_deref().unwrap_or_default()]);
     rows.add_row(["kernel locked", status.locked]);
     rows.add_row(["supervisor_exec", status.supervisor_exec]);
+    if let Some(chipset) = &status.chipset {
+        rows.add_row(["chipset", chipset]);
+    }
     if let Some(audit) = &status.audit {
         rows.add_row(["audit", audit]);
     }

@@ -94,11 +94,15 @@ pub enum ViolationKind {
     Read = 10,
     /// A step towards another kernel in place of the locked one.
     Kexec = 11,
+    /// A step by which the platform around the CPU would let a CPU, memory or an interrupt out of the
+    /// hypervisor's hands: chipset registers, sleep, messages that are more than interrupts. Never
+    /// let through.
+    Platform = 12,
 }
 
 impl ViolationKind {
     /// How many kinds there are.
-    pub const COUNT: usize = 12;
+    pub const COUNT: usize = 13;
     /// Every kind, in the order of its number.
     pub const ALL: [ViolationKind; Self::COUNT] = [
         ViolationKind::WriteText,
@@ -113,6 +117,7 @@ impl ViolationKind {
         ViolationKind::Undecodable,
         ViolationKind::Read,
         ViolationKind::Kexec,
+        ViolationKind::Platform,
     ];
     /// The kind with this number.
     pub fn from_number(number: u8) -> Option<Self> {
@@ -133,6 +138,7 @@ impl ViolationKind {
             ViolationKind::Undecodable => "undecodable",
             ViolationKind::Read => "read",
             ViolationKind::Kexec => "kexec",
+            ViolationKind::Platform => "platform",
         }
     }
 }

@@ -7,7 +7,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// First eight bytes of the record.
 pub const MAGIC: [u8; 8] = *b"RVPOLICY";
 /// Version of this layout.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 
 /// How user execution and supervisor execution are told apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +67,56 @@ pub enum HekiExec {
 impl HekiExec {
     /// Every value, by number.
     pub const ALL: [Self; 3] = [Self::Verify, Self::Trust, Self::Deny];
+}
+
+/// Which machines the hypervisor starts on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Platform {
+    /// Any: on one whose host bridge is in no table what is architectural is guarded, and the boot
+    /// log and `status` say so.
+    Any = 0,
+    /// Those whose chipset's registers are known.
+    Known = 1,
+}
+
+impl Platform {
+    /// Every value, by number.
+    pub const ALL: [Self; 2] = [Self::Any, Self::Known];
+
+    /// Name in the policy file.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Any => "any",
+            Self::Known => "known",
+        }
+    }
+}
+
+/// How closely it is watched that addresses of the kernel lead to the frames that the lock saw.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Tables {
+    /// Not at all.
+    Off = 0,
+    /// Where it costs next to nothing: at exits that happen anyway.
+    Watch = 1,
+    /// At each switch of the address space as well, which then exits.
+    Guard = 2,
+}
+
+impl Tables {
+    /// Every value, by number.
+    pub const ALL: [Self; 3] = [Self::Off, Self::Watch, Self::Guard];
+
+    /// Name in the policy file.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Watch => "watch",
+            Self::Guard => "guard",
+        }
+    }
 }
 
 /// What happens when something is attempted.
@@ -198,8 +248,12 @@ pub struct Record {
     pub jit: u8,
     /// Kernels that may be started by kexec, at most [`Policy::MOST_KERNELS`].
     pub kexec: u8,
+    /// A [`Platform`].
+    pub platform: u8,
+    /// A [`Tables`].
+    pub tables: u8,
     /// Always 0.
-    pub reserved: [u8; 1],
+    pub reserved: [u8; 7],
     /// A [`Reaction`] per [`ViolationKind`].
     pub reactions: [u8; 16],
     /// For the warden.
@@ -227,6 +281,10 @@ pub struct Policy {
     /// How many kernels are named that may be started by kexec. Their manifests come with the
     /// policy, just so many. See [`Policy::kexec_in_force`].
     pub kexec: u8,
+    /// See [`Platform`].
+    pub platform: Platform,
+    /// See [`Tables`].
+    pub tables: Tables,
     /// The reaction to each kind of violation, by its number.
     pub reactions: [Reaction; ViolationKind::COUNT],
     /// What the warden decides by.
@@ -243,6 +301,8 @@ impl Default for Policy {
             heki_exec: HekiExec::Verify,
             jit: true,
             kexec: 0,
+            platform: Platform::Any,
+            tables: Tables::Watch,
             reactions: [Reaction::Deny; ViolationKind::COUNT],
             warden: Warden::DEFAULT,
         }
@@ -349,15 +409,14 @@ impl Policy {
                 livepatch: flag(record.livepatch)?,
             },
             jit: flag(record.jit)?,
-            heki_exec: HekiExec::ALL
-                .into_iter()
-                .find(|exec| *exec as u8 == record.heki_exec)
-                .ok_or(PolicyError::Value)?,
+            heki_exec: named(&HekiExec::ALL, |value| value as u8, record.heki_exec)?,
             kexec: record.kexec,
+            platform: named(&Platform::ALL, |value| value as u8, record.platform)?,
+            tables: named(&Tables::ALL, |value| value as u8, record.tables)?,
             reactions: [Reaction::Deny; ViolationKind::COUNT],
             warden: Warden::read(&record.warden)?,
         };
-        if policy.kexec > Self::MOST_KERNELS {
+        if policy.kexec > Self::MOST_KERNELS || record.reserved != [0; 7] {
             return Err(PolicyError::Value);
         }
         for (reaction, number) in policy.reactions.iter_mut().zip(record.reactions) {
@@ -382,7 +441,9 @@ impl Policy {
             livepatch: u8::from(self.patching.livepatch),
             jit: u8::from(self.jit),
             kexec: self.kexec,
-            reserved: [0; 1],
+            platform: self.platform as u8,
+            tables: self.tables as u8,
+            reserved: [0; 7],
             reactions: [0; 16],
             warden: self.warden.to_record(),
             digest: 0,
@@ -393,6 +454,11 @@ impl Policy {
         record.digest = record.expected_digest();
         record
     }
+}
+
+/// The one of `all` that has this number.
+fn named<T: Copy>(all: &[T], number_of: fn(T) -> u8, number: u8) -> Result<T, PolicyError> {
+    all.iter().copied().find(|value| number_of(*value) == number).ok_or(PolicyError::Value)
 }
 
 const fn flag(number: u8) -> Result<bool, PolicyError> {

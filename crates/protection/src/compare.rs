@@ -4,7 +4,7 @@
 use crate::Settings;
 use crate::record::Saved;
 use abi::hypercall::SupervisorMode;
-use abi::policy::{HekiExec, Modules, Patching, Policy, Reaction, SupervisorExec};
+use abi::policy::{HekiExec, Modules, Patching, Platform, Policy, Reaction, SupervisorExec};
 use addr::Gfn;
 use integrity::pins::{ControlPin, Pins};
 use integrity::state::{Page, View};
@@ -96,6 +96,7 @@ pub fn policy_is_weaker(one: &Policy, other: &Policy) -> bool {
         (one.supervisor_exec == SupervisorExec::Off, other.supervisor_exec == SupervisorExec::Off),
         (one.modules != Modules::Deny, other.modules != Modules::Deny),
         (one.jit, other.jit),
+        (one.platform == Platform::Any, other.platform == Platform::Any),
     ];
     let mut reactions = one.reactions.iter().zip(other.reactions);
     // With what was compared made alike, the rest must be.
@@ -107,6 +108,8 @@ pub fn policy_is_weaker(one: &Policy, other: &Policy) -> bool {
         patching: other.patching,
         jit: other.jit,
         heki_exec: other.heki_exec,
+        platform: other.platform,
+        tables: other.tables,
         // How many kernels are named does not tell which; none is the least.
         kexec: if one.kexec == 0 { other.kexec } else { one.kexec },
         reactions: other.reactions,
@@ -115,6 +118,7 @@ pub fn policy_is_weaker(one: &Policy, other: &Policy) -> bool {
     reactions.any(|(one, other)| strength(*one) < strength(other))
         || allowed.into_iter().chain(patching).any(|(one, other)| one && !other)
         || exec(one) < exec(other)
+        || (one.tables as u8) < other.tables as u8
         || rest != *other
 }
 

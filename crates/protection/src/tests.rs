@@ -7,7 +7,9 @@ use crate::{Kernel, Settings};
 use abi::MAX_CPUS;
 use abi::event::ViolationKind;
 use abi::hypercall::SupervisorMode;
-use abi::policy::{HekiExec, Modules, Patching, Policy, Reaction, SupervisorExec};
+use abi::policy::{
+    HekiExec, Modules, Patching, Platform, Policy, Reaction, SupervisorExec, Tables,
+};
 use addr::{FrameRange, Gfn, GuestPhysical};
 use integrity::Rights;
 use integrity::pins::{ControlPin, MsrPins, Pins, SelectorPin, TablePin};
@@ -310,6 +312,7 @@ fn strict() -> Settings {
             },
             jit: false,
             heki_exec: HekiExec::Deny,
+            platform: Platform::Known,
             ..Policy::default()
         },
         stage: 2,
@@ -341,6 +344,9 @@ fn each_thing_that_is_weaker_is_named() {
     assert_eq!(changed(&|it| it.policy.modules = Modules::Unauthenticated), policy);
     assert_eq!(changed(&|it| it.policy.heki_exec = HekiExec::Verify), policy);
     assert_eq!(changed(&|it| it.policy.jit = true), policy);
+    assert_eq!(changed(&|it| it.policy.tables = Tables::Off), policy);
+    assert_eq!(changed(&|it| it.policy.tables = Tables::Guard), None);
+    assert_eq!(changed(&|it| it.policy.platform = Platform::Any), policy);
     assert_eq!(changed(&|it| it.policy.kexec = 1), policy);
     for allow in [
         (&|it: &mut Patching| it.jump_label = true) as &dyn Fn(&mut Patching),

@@ -9,8 +9,9 @@
 //! | 4 | 0: the kernel is not locked, 1: its text is, 2: its read-only data is too |
 //! | 5 | how user and supervisor execution are told apart (`abi::hypercall::SupervisorMode`) |
 //! | 6, 7 | Ravelin's version, as text that ends at the first zero byte |
-//! | 8 to 15 | the policy (`abi::policy::Record`) |
-//! | 16 to 31 | violations by kind (`abi::event::ViolationKind`) |
+//! | 8 to 23 | the policy (`abi::policy::Record`) |
+//! | 24 to 55 | violations by kind (`abi::event::ViolationKind`) |
+//! | 56 to 59 | the chipset whose registers are guarded, as text that ends at the first zero byte |
 //! | 128 to 511 | [`CPU_WORDS`] counters per CPU (`abi::hypercall::Counter`) |
 //! | 512 on | [`SLOTS`] slots of [`SLOT_WORDS`]; the record with sequence number n is in slot n modulo [`SLOTS`] |
 //!
@@ -24,7 +25,7 @@ use abi::policy::Record;
 /// First word of a region.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"RVPUBLIC");
 /// Version of this layout.
-pub const VERSION: u64 = 1;
+pub const VERSION: u64 = 2;
 /// Records that are kept.
 pub const SLOTS: usize = 256;
 
@@ -38,7 +39,9 @@ pub(crate) const RELEASE_AT: usize = 6;
 pub(crate) const RELEASE_WORDS: usize = 2;
 pub(crate) const POLICY_AT: usize = 8;
 pub(crate) const POLICY_WORDS: usize = size_of::<Record>() / WORD;
-pub(crate) const KINDS_AT: usize = 16;
+pub(crate) const KINDS_AT: usize = 24;
+pub(crate) const CHIPSET_AT: usize = 56;
+pub(crate) const CHIPSET_WORDS: usize = 4;
 pub(crate) const COUNTERS_AT: usize = 128;
 pub(crate) const SLOTS_AT: usize = 512;
 
@@ -74,7 +77,8 @@ pub(crate) const fn counter(cpu: usize, counter: Counter) -> usize {
 const _: () = {
     assert!(BYTES.is_multiple_of(4096));
     assert!(POLICY_AT + POLICY_WORDS <= KINDS_AT && POLICY_WORDS * WORD == size_of::<Record>());
-    assert!(KINDS_AT + ViolationKind::COUNT <= COUNTERS_AT);
+    assert!(KINDS_AT + ViolationKind::COUNT <= CHIPSET_AT);
+    assert!(CHIPSET_AT + CHIPSET_WORDS <= COUNTERS_AT);
     assert!(Counter::ALL.len() <= CPU_WORDS && CPU_WORDS.is_multiple_of(64 / WORD));
     assert!(COUNTERS_AT + MAX_CPUS * CPU_WORDS == SLOTS_AT);
     assert!(HEADER_WORDS * WORD == size_of::<Header>() && PAYLOAD_WORDS * WORD == MAX_PAYLOAD);

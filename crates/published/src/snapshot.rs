@@ -1,8 +1,8 @@
 //! Everything on the first page: the state of the machine as of now.
 
 use crate::layout::{
-    KINDS_AT, LATEST_AT, MODE_AT, POLICY_AT, POLICY_WORDS, RELEASE_AT, RELEASE_WORDS, SLOTS_AT,
-    STAGE_AT, counter,
+    CHIPSET_AT, CHIPSET_WORDS, KINDS_AT, LATEST_AT, MODE_AT, POLICY_AT, POLICY_WORDS, RELEASE_AT,
+    RELEASE_WORDS, SLOTS_AT, STAGE_AT, counter,
 };
 use crate::reader::{Reader, Words};
 use abi::MAX_CPUS;
@@ -47,7 +47,16 @@ impl Snapshot {
 
     /// Ravelin's version.
     pub fn release(&self) -> Option<&str> {
-        let words = self.words.get(RELEASE_AT..RELEASE_AT + RELEASE_WORDS)?;
+        self.text(RELEASE_AT, RELEASE_WORDS)
+    }
+
+    /// The chipset whose registers are guarded.
+    pub fn chipset(&self) -> Option<&str> {
+        self.text(CHIPSET_AT, CHIPSET_WORDS)
+    }
+
+    fn text(&self, first: usize, count: usize) -> Option<&str> {
+        let words = self.words.get(first..first + count)?;
         let text = words.as_bytes().split(|byte| *byte == 0).next()?;
         core::str::from_utf8(text).ok()
     }

@@ -1,8 +1,9 @@
 //! The writer's side: the region itself.
 
 use crate::layout::{
-    BYTES, BYTES_AT, KINDS_AT, LATEST_AT, MAGIC, MAGIC_AT, MODE_AT, POLICY_AT, RELEASE_AT,
-    RELEASE_WORDS, SLOT_WORDS, STAGE_AT, VERSION, VERSION_AT, WORD, WORDS, WRITING, counter, slot,
+    BYTES, BYTES_AT, CHIPSET_AT, CHIPSET_WORDS, KINDS_AT, LATEST_AT, MAGIC, MAGIC_AT, MODE_AT,
+    POLICY_AT, RELEASE_AT, RELEASE_WORDS, SLOT_WORDS, STAGE_AT, VERSION, VERSION_AT, WORD, WORDS,
+    WRITING, counter, slot,
 };
 use abi::MAX_CPUS;
 use abi::event::{Header, ViolationKind};
@@ -31,11 +32,7 @@ impl Region {
 
     /// Writes what is known at boot; readers take the region from now on.
     pub fn open(&self, mode: SupervisorMode, policy: &Record, release: &str) {
-        let mut text = [0; RELEASE_WORDS * WORD];
-        for (to, from) in text.iter_mut().zip(release.bytes()) {
-            *to = from;
-        }
-        self.put_bytes(RELEASE_AT, &text);
+        self.put_text::<{ RELEASE_WORDS * WORD }>(RELEASE_AT, release);
         self.put_bytes(POLICY_AT, policy.as_bytes());
         self.put(MODE_AT, mode as u64);
         self.put(BYTES_AT, BYTES as u64);
@@ -46,6 +43,11 @@ impl Region {
     /// Says how far the lock has come: 0, 1 for text, 2 for read-only data too.
     pub fn set_stage(&self, stage: u64) {
         self.put(STAGE_AT, stage);
+    }
+
+    /// Says which chipset's registers are guarded; as much of the name as fits.
+    pub fn set_chipset(&self, name: &str) {
+        self.put_text::<{ CHIPSET_WORDS * WORD }>(CHIPSET_AT, name);
     }
 
     /// Adds one to a counter of a CPU, which alone may call this.
@@ -74,6 +76,14 @@ impl Region {
     fn add_one(&self, index: usize) {
         // A load and a store suffice, since nobody else stores there.
         self.put(index, self.get(index).wrapping_add(1));
+    }
+
+    fn put_text<const BYTES: usize>(&self, first: usize, text: &str) {
+        let mut bytes = [0; BYTES];
+        for (to, from) in bytes.iter_mut().zip(text.bytes()) {
+            *to = from;
+        }
+        self.put_bytes(first, &bytes);
     }
 
     fn put_bytes(&self, first: usize, bytes: &[u8]) {

@@ -9,6 +9,8 @@ fn a_policy_survives_the_trip() {
     policy.reactions[4] = Reaction::Ask;
     policy.warden = Warden { stop_after: 32, within_seconds: 1, heki_configure: false };
     policy.patching.static_call = false;
+    policy.platform = Platform::Known;
+    policy.tables = Tables::Guard;
     policy.patching.livepatch = false;
     assert_eq!(Policy::parse(policy.to_record().as_bytes()), Ok(policy));
     policy.jit = false;
