@@ -1,0 +1,2 @@
+//! Model-specific registers: which ones a guest reads and writes by itself, and what becomes of the
+//! others.
