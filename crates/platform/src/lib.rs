@@ -9,6 +9,10 @@
 //!
 //! | way | module |
 //! |---|---|
+//! | ports | [`ports`] |
+//! | PCI configuration | [`config`], by [`chipset`] |
+//! | local APICs, I/O APICs, HPETs | [`apic`], [`ioapic`], [`hpet`], all of them by [`message`] |
+//! | what the firmware says of sleep | [`aml`] |
 //! | model-specific registers | [`msr`] |
 
 #![no_std]
@@ -17,4 +21,13 @@
 #[cfg(test)]
 extern crate std;
 
+pub mod aml;
+pub mod apic;
+pub mod chipset;
+pub mod config;
+pub mod hpet;
+pub mod ioapic;
+pub mod message;
 pub mod msr;
+pub mod ports;
+pub mod verdict;
